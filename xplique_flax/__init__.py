@@ -1,0 +1,10 @@
+"""Explain JAX and Flax models with all of Xplique."""
+
+from .requirements import check_requirements
+
+check_requirements()
+
+from .wrapper import FlaxWrapper  # noqa: E402
+
+__all__ = ["FlaxWrapper", "__version__"]
+__version__ = "0.1.0"

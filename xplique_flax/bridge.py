@@ -1,0 +1,165 @@
+"""JAX functions as TensorFlow operations with gradients of any order."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+Parameters = Sequence[Any]
+Spec = tuple[list[int | None] | None, tf.DType]
+
+
+class JaxFunction:
+    """A jitted function of parameters and arrays, and its pullback.
+
+    Parameters
+    ----------
+    function
+        ``function(parameters, *arrays)``, which returns a tuple of arrays.
+    inputs
+        For each of the ``arrays``, whether it is floating, and so has a gradient.
+    outputs
+        The same for what the function returns.
+    """
+
+    def __init__(
+        self, function: Callable[..., tuple], inputs: Sequence[bool], outputs: Sequence[bool]
+    ) -> None:
+        self._function = function
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self.jitted = jax.jit(function)
+        self._pullback: JaxFunction | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def pullback(self) -> JaxFunction:
+        """``(parameters, *arrays, *cotangents)`` to the gradients of the floating arrays.
+
+        It recomputes the function, so that asking for a gradient costs exactly one forward and
+        one backward pass, in one compiled call.
+        """
+        with self._lock:
+            if self._pullback is None:
+                self._pullback = JaxFunction(
+                    self._pull_back,
+                    inputs=self._inputs + (True,) * sum(self._outputs),
+                    outputs=(True,) * sum(self._inputs),
+                )
+            return self._pullback
+
+    def _pull_back(self, parameters: Parameters, *arrays_and_cotangents: Any) -> tuple:
+        arrays = arrays_and_cotangents[: len(self._inputs)]
+        cotangents = arrays_and_cotangents[len(self._inputs) :]
+        floating = [i for i, is_floating in enumerate(self._inputs) if is_floating]
+
+        def of_floating(*values: Any) -> tuple:
+            merged = list(arrays)
+            for i, value in zip(floating, values, strict=True):
+                merged[i] = value
+            outputs = self._function(parameters, *merged)
+            return tuple(out for out, is_float in zip(outputs, self._outputs, strict=True) if is_float)
+
+        _, vjp = jax.vjp(of_floating, *(arrays[i] for i in floating))
+        return vjp(tuple(cotangents))
+
+
+class Bridge:
+    """One JAX function, with the parameters that it uses, callable on TensorFlow's tensors.
+
+    In a graph the call is a stateless operation, which TensorFlow drops where only the gradient
+    is asked for. TensorFlow keeps the Python functions of a graph, and the gradients that were
+    registered for it, for ever: they get a weak reference to the bridge alone.
+
+    Parameters
+    ----------
+    function
+        The function to call.
+    parameters
+        Returns the parameters to call it with, anew at each call.
+    """
+
+    def __init__(self, function: JaxFunction, parameters: Callable[[], Parameters]) -> None:
+        self._function = function
+        self._parameters = parameters
+        self._pullback: Bridge | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def pullback(self) -> Bridge:
+        with self._lock:
+            if self._pullback is None:
+                self._pullback = Bridge(self._function.pullback, self._parameters)
+            return self._pullback
+
+    def __call__(self, tensors: Sequence[tf.Tensor], specs: Sequence[Spec]) -> list[tf.Tensor]:
+        """Call the function; ``specs`` are the outputs' static shapes and dtypes."""
+        return _differentiable(weakref.ref(self), list(tensors), list(specs))
+
+    def execute(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        outputs = self._function.jitted(self._parameters(), *arrays)
+        return [np.asarray(output) for output in outputs]
+
+
+def _alive(reference: weakref.ref[Bridge]) -> Bridge:
+    bridge = reference()
+    if bridge is None:
+        raise RuntimeError(
+            "The FlaxWrapper that this TensorFlow graph was traced with was deleted. "
+            "Keep a reference to it for as long as the graph is used."
+        )
+    return bridge
+
+
+def _differentiable(
+    reference: weakref.ref[Bridge], tensors: list[tf.Tensor], specs: list[Spec]
+) -> list[tf.Tensor]:
+    @tf.custom_gradient
+    def operation(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        outputs = _run(reference, inputs, specs)
+
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            floating = [i for i, tensor in enumerate(inputs) if tensor.dtype.is_floating]
+            cotangents = [
+                g for g, (_, dtype) in zip(upstream, specs, strict=True) if dtype.is_floating
+            ]
+            gradients: list[tf.Tensor | None] = [None] * len(inputs)
+            if not floating or not cotangents:
+                return gradients
+            pulled = _alive(reference).pullback(
+                [*inputs, *cotangents],
+                [(_static_shape(inputs[i]), inputs[i].dtype) for i in floating],
+            )
+            for i, value in zip(floating, pulled, strict=True):
+                gradients[i] = value
+            return gradients
+
+        return outputs, gradient
+
+    return operation(*tensors)
+
+
+def _static_shape(tensor: tf.Tensor) -> list[int | None] | None:
+    return None if tensor.shape.rank is None else tensor.shape.as_list()
+
+
+def _run(
+    reference: weakref.ref[Bridge], inputs: Sequence[tf.Tensor], specs: list[Spec]
+) -> list[tf.Tensor]:
+    if tf.executing_eagerly():
+        arrays = _alive(reference).execute(*(np.asarray(tensor) for tensor in inputs))
+        return [tf.convert_to_tensor(array) for array in arrays]
+
+    def execute(*arrays: np.ndarray) -> list[np.ndarray]:
+        return _alive(reference).execute(*arrays)
+
+    outputs = tf.numpy_function(execute, inputs, [dtype for _, dtype in specs], stateful=False)
+    for output, (shape, _) in zip(outputs, specs, strict=True):
+        output.set_shape(shape)
+    return list(outputs)

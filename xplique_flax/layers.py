@@ -1,0 +1,235 @@
+"""The Keras layers that a Flax model is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .bridge import Bridge, JaxFunction
+from .graph import Cell, Graph, Value
+from .parameters import Parameter
+
+
+def is_replaced(layer: keras.layers.Layer) -> bool:
+    """Return whether somebody put another function in the place of ``layer.call``.
+
+    Xplique's ``end_watch_layer`` leaves the layer's own method behind as an attribute: that is
+    no replacement.
+    """
+    call = vars(layer).get("call")
+    return call is not None and getattr(call, "__func__", None) is not type(layer).call
+
+
+class _Direct:
+    """Call the layer without Keras's name scope, which admits few of the names modules have."""
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        if any(keras.utils.is_keras_tensor(t) for t in tf.nest.flatten(inputs)):
+            return super().__call__(inputs, **kwargs)  # type: ignore[misc]
+        return self.call(inputs, **kwargs)  # type: ignore[attr-defined]
+
+
+class ReLU(_Direct, keras.layers.ReLU):
+    """A ReLU of the Flax model, which Xplique finds and replaces as any Keras one."""
+
+
+class FlaxLayer(_Direct, keras.layers.Layer):
+    """What the Flax model computes between two cuts, with the parameters used there.
+
+    Parameters
+    ----------
+    graph
+        The traced model.
+    name
+        The layer's name in the graph.
+    parameters
+        The values of the parameters that the layer owns, by their number in the graph.
+    leaf_names
+        The names of these.
+    """
+
+    supports_jit = False
+
+    def __init__(
+        self,
+        graph: Graph,
+        name: str,
+        parameters: dict[int, Any],
+        leaf_names: dict[int, str],
+    ) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.supports_jit = False
+        self._inside = _Inside(graph, name, parameters, leaf_names)
+        self.flax_parameters = self._inside.in_keras_order()
+        filters = self._inside.cells[0].filters
+        if filters is not None:
+            self.filters = filters
+        self.built = True
+
+    @property
+    def variables_by_leaf(self) -> dict[int, Parameter]:
+        """The layer's parameters, by their number in the graph."""
+        return self._inside.variables
+
+    def compute_output_spec(self, inputs: Any, node: int = 0) -> Any:
+        outputs = [
+            keras.KerasTensor(value.shape(None), dtype=value.dtype)
+            for value in self._inside.cells[node].outputs
+        ]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs: Any, node: int = 0) -> Any:
+        """Evaluate one node: the first tensors are the cell's inputs, then shared parameters."""
+        tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        outputs = self._inside.evaluate(node, tensors)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, **self._inside.config()}
+
+
+class OpaqueReLULayer(FlaxLayer):
+    """A layer with a ReLU inside that can't be replaced, which says so to whoever tries."""
+
+    @property
+    def activation(self) -> Any:
+        return tf.nn.relu
+
+    @activation.setter
+    def activation(self, _: Any) -> NoReturn:
+        where = next(c.hidden_relu for c in self._inside.cells if c.hidden_relu)
+        raise ValueError(
+            f"The layer {self.name!r} has a ReLU inside a `{where}`, and Guided Backprop and "
+            "DeconvNet have to replace every ReLU. They accept ReLUs outside of scan, while, cond "
+            "and custom derivatives: write the loop out (for `nn.scan`, one module per step), or "
+            "use another method, such as Saliency or Integrated Gradients."
+        )
+
+
+class SharedParameter(_Direct, keras.layers.Layer):
+    """A parameter that several layers use, as a layer that returns its value."""
+
+    def __init__(self, parameter: Any, leaf_name: str, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self._inside = _Holder(parameter, leaf_name)
+        self.flax_parameters = [self._inside.variable]
+        self.built = True
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(self._inside.variable.shape, dtype="float32")
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs: Any) -> tf.Tensor:
+        return self._inside.bridge([tf.stop_gradient(inputs)], [self._inside.spec()])[0]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "parameter": self._inside.variable.array,
+            "leaf_name": self._inside.leaf_name,
+        }
+
+
+class NoInside(keras.layers.Layer):
+    """Stands for the whole model where it was made without ``input_shape``."""
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError(
+            "`input_shape` was not given to FlaxWrapper, and what looks inside the model needs it "
+            "(Grad-CAM, Grad-CAM++, FEM, Guided Backprop, DeconvNet, ModelRandomization, layers, "
+            "weights, sub-models). Pass the shape of one sample, without the batch, for example "
+            "FlaxWrapper(flax_module, parameters, input_shape=inputs.shape[1:])."
+        )
+
+    @property
+    def filters(self) -> NoReturn:
+        self._refuse()
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        return keras.KerasTensor((None,), dtype="float32")
+
+    def call(self, inputs: Any) -> NoReturn:
+        self._refuse()
+
+    def get_config(self) -> NoReturn:
+        self._refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raise the error that says what to pass."""
+        self._refuse()
+
+
+class NoConvolution(keras.layers.InputLayer):
+    """The input of a model without a convolution, which says so to Grad-CAM's search for one."""
+
+    @property
+    def filters(self) -> NoReturn:
+        raise ValueError(
+            "The model has no convolution, which Grad-CAM, Grad-CAM++ and FEM look for when no "
+            "`conv_layer` is given. Pass the `conv_layer` to look at, by a name or index of "
+            "`wrapped.layers` whose output is (N, H, W, C), or use a method for any model, such "
+            "as Saliency or Integrated Gradients."
+        )
+
+
+class _Inside:
+    """The JAX side of a layer, out of sight of Keras, which tracks what a layer's attributes are."""
+
+    def __init__(
+        self, graph: Graph, name: str, values: dict[int, Any], leaf_names: dict[int, str]
+    ) -> None:
+        self.graph = graph
+        self.name = name
+        self.leaf_names = leaf_names
+        self.variables = {
+            leaf: Parameter(value, leaf_names[leaf]) for leaf, value in values.items()
+        }
+        self.nodes = [i for i, cell in enumerate(graph.cells) if cell.layer == name]
+        self.cells: list[Cell] = [graph.cells[i] for i in self.nodes]
+        self.bridges = [
+            Bridge(self.graph.function_of(node), self._parameters) for node in self.nodes
+        ]
+
+    def _parameters(self) -> dict[int, Any]:
+        return {leaf: variable.array for leaf, variable in self.variables.items()}
+
+    def in_keras_order(self) -> list[Parameter]:
+        """Kernel, bias; scale, bias, mean, variance: as they are used, statistics last."""
+        return sorted(self.variables.values(), key=lambda variable: not variable.trainable)
+
+    def evaluate(self, node: int, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        cell = self.cells[node]
+        batch = cell.batch_size([tensor.shape for tensor in tensors])
+        return self.bridges[node](tensors, [_spec(value, batch) for value in cell.outputs])
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "graph": self.graph,
+            "parameters": self._parameters(),
+            "leaf_names": self.leaf_names,
+        }
+
+
+class _Holder:
+    """The JAX side of a shared parameter."""
+
+    def __init__(self, value: Any, leaf_name: str) -> None:
+        self.leaf_name = leaf_name
+        self.variable = Parameter(value, leaf_name)
+        function = JaxFunction(
+            lambda parameters, _: (parameters[0].astype(np.float32),), [True], [True]
+        )
+        self.bridge = Bridge(function, lambda: [self.variable.array])
+
+    def spec(self) -> tuple[list[int | None], tf.DType]:
+        return list(self.variable.shape), tf.float32
+
+
+def _spec(value: Value, batch: int | None) -> tuple[list[int | None], tf.DType]:
+    return list(value.shape(batch)), tf.as_dtype(value.dtype)
