@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ class JaxFunction:
             for i, value in zip(floating, values, strict=True):
                 merged[i] = value
             outputs = self._function(parameters, *merged)
-            return tuple(out for out, is_float in zip(outputs, self._outputs, strict=True) if is_float)
+            return tuple(itertools.compress(outputs, self._outputs))
 
         _, vjp = jax.vjp(of_floating, *(arrays[i] for i in floating))
         return vjp(tuple(cotangents))
@@ -160,6 +161,8 @@ def _run(
         return _alive(reference).execute(*arrays)
 
     outputs = tf.numpy_function(execute, inputs, [dtype for _, dtype in specs], stateful=False)
-    for output, (shape, _) in zip(outputs, specs, strict=True):
-        output.set_shape(shape)
-    return list(outputs)
+    # An operation, unlike set_shape, tells TensorFlow's graph optimiser the shapes too.
+    return [
+        output if shape is None else tf.ensure_shape(output, shape)
+        for output, (shape, _) in zip(outputs, specs, strict=True)
+    ]

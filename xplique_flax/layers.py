@@ -165,7 +165,7 @@ class NoInside(keras.layers.Layer):
         self._refuse()
 
 
-class NoConvolution(keras.layers.InputLayer):
+class InputLayer(keras.layers.InputLayer):
     """The input of a model without a convolution, which says so to Grad-CAM's search for one."""
 
     @property

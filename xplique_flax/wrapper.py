@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -19,7 +17,7 @@ from .bridge import Bridge, JaxFunction
 from .graph import UNUSED, Graph
 from .layers import (
     FlaxLayer,
-    NoConvolution,
+    InputLayer,
     NoInside,
     OpaqueReLULayer,
     ReLU,
@@ -27,6 +25,7 @@ from .layers import (
     is_replaced,
 )
 from .linen import LinenFunction, Output, checked_output
+from .release import CacheEntry, release_all
 
 
 class FlaxWrapper(keras.Model):
@@ -102,14 +101,15 @@ class FlaxWrapper(keras.Model):
         self._assemble(function, shape)
 
     def _assemble(self, function: LinenFunction | _Truncated, shape: tuple | None) -> None:
-        _forget_cached_wrappers()
+        release_all(FlaxWrapper)
         graph = None
         if shape is not None:
             leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in function.leaves]
             graph = Graph(function.tagged, leaves, function.leaf_names, shape)
         inputs, outputs, variables = _connect(function, graph, shape)
         super().__init__(inputs=inputs, outputs=outputs, name=function.name)
-        self._core = _Core(function, graph, variables)
+        entry = CacheEntry(self._inputs, self._outputs)
+        self._core = _Core(function, graph, variables, entry)
         self._replaceable = [layer for layer in self.layers if not _is_input(layer)]
 
     @tf.autograph.experimental.do_not_convert
@@ -129,7 +129,7 @@ class FlaxWrapper(keras.Model):
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> tf.Tensor:
         """Compute the outputs of tensors, as ``__call__`` does."""
         tensor = self._core.checked(inputs)
-        self._forget_in_xplique()
+        self.release()
         if any(is_replaced(layer) for layer in self._replaceable):
             if self._core.graph is None:
                 self._replaceable[0].refuse()
@@ -199,26 +199,22 @@ class FlaxWrapper(keras.Model):
     @property
     def outputs(self) -> Any:
         """The symbolic outputs."""
-        # Xplique reads them while it puts the model into its cache, and a moment later reads it
-        # back: until this thread calls the model, no other one may take it out of there.
         core = vars(self).get("_core")
         if core is not None:
-            core.caching.add(threading.get_ident())
+            core.cache_entry.announce()
         return self._outputs
 
-    def _forget_in_xplique(self) -> None:
-        """Leave the cache in which Xplique would keep the model alive for ever.
+    def release(self) -> None:
+        """Leave the cache in which Xplique would keep this model alive for ever.
 
-        An explainer holds its model itself, and the next one puts the same object in again.
+        It is done at each call, and costs a later explainer nothing.
         """
-        self._core.caching.discard(threading.get_ident())
-        cache = _xplique_cache()
-        if cache and not self._core.caching:
-            cache.pop((id(self._inputs), id(self._outputs)), None)
+        self._core.cache_entry.release()
 
     def get_weights(self) -> list[np.ndarray]:
         """Return the values of the parameters, layer by layer, in Keras's order."""
         self._require_inside()
+        self.release()
         return super().get_weights()
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
@@ -278,14 +274,18 @@ class _Core:
     """The whole model as one function, and what is known of its inputs and outputs."""
 
     def __init__(
-        self, function: LinenFunction | _Truncated, graph: Graph | None, variables: dict[int, Any]
+        self,
+        function: LinenFunction | _Truncated,
+        graph: Graph | None,
+        variables: dict[int, Any],
+        cache_entry: CacheEntry,
     ) -> None:
         self.function = function
         self.graph = graph
         self.shape = None if graph is None else graph.input_shape
-        self.caching: set[int] = set()
+        self.cache_entry = cache_entry
         self._variables = variables
-        self._bridge = Bridge(JaxFunction(self._forward, [True], [True]), self.leaves)
+        self._bridge = Bridge(JaxFunction(self._forward, [True], [True]), self._leaves_of_call)
         self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
 
     def leaves(self) -> list[Any]:
@@ -294,6 +294,10 @@ class _Core:
             variables[i].array if i in variables else leaf
             for i, leaf in enumerate(self.function.leaves)
         ]
+
+    def _leaves_of_call(self) -> list[Any]:
+        self.cache_entry.release()
+        return self.leaves()
 
     def _forward(self, leaves: Sequence[Any], inputs: Any) -> tuple:
         return (self.function(leaves, inputs),)
@@ -373,7 +377,7 @@ def _connect(
     if any(cell.filters for cell in graph.cells):
         inputs = keras.Input(shape=shape, dtype="float32", name="inputs")
     else:
-        inputs = NoConvolution(shape=shape, dtype="float32", name="inputs").output
+        inputs = InputLayer(shape=shape, dtype="float32", name="inputs").output
     names = function.leaf_names
     layers: dict[str, Any] = {}
     variables: dict[int, Any] = {}
@@ -415,17 +419,6 @@ def _connect(
 
 def _is_input(layer: Any) -> bool:
     return isinstance(layer, keras.layers.InputLayer)
-
-
-def _xplique_cache() -> dict[Any, Any]:
-    module = sys.modules.get("xplique.attributions.base")
-    return module.BlackBoxExplainer._cache_models if module else {}
-
-
-def _forget_cached_wrappers() -> None:
-    for model in list(_xplique_cache().values()):
-        if isinstance(model, FlaxWrapper):
-            model._forget_in_xplique()
 
 
 def _no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:

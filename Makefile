@@ -1,0 +1,70 @@
+# Every target sets up what it needs: a fresh clone needs only git, make and Python 3.11 to 3.13.
+
+ADDRESS ?= 127.0.0.1:8000
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first interpreter that is new enough and can make virtual environments.
+CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c '$(CHECK)' 2>/dev/null && echo $$python && break; done)
+
+# Material announces MkDocs 2 at every start.
+export NO_MKDOCS_2_WARNING := 1
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env serve build test lint bench lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1:/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS=: read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+env: $(VENV)/.installed ## Make the environment in .venv
+
+serve: env ## Serve the documentation at 127.0.0.1:8000 and follow changes
+	$(BIN)/mkdocs serve --no-strict --dev-addr $(ADDRESS)
+
+build: env ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+test: env ## Run the tests and report the coverage of xplique_flax
+	$(BIN)/pytest -n 2 --cov --cov-report=term-missing $(ARGS)
+
+lint: env ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: env ## Run the benchmarks
+	@if [ -e benchmarks/__main__.py ]; then $(BIN)/python -m benchmarks $(ARGS); \
+	else echo "There are no benchmarks yet."; fi
+
+lock: env ## Renew requirements-cpu.txt from pyproject.toml
+	sed '/^$$/q' requirements-cpu.txt > requirements-cpu.new
+	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest \
+		--python-version 3.11 --group dev --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links pyproject.toml >> requirements-cpu.new
+	mv requirements-cpu.new requirements-cpu.txt
+
+clean: ## Remove the environment and all that was built
+	rm -rf $(VENV) .cache .coverage* .mypy_cache .pytest_cache .ruff_cache site *.egg-info
+
+# New pins get a new environment. uv takes a third of pip's time, but does not read pip's
+# configuration: where it finds no packages, pip does.
+$(VENV)/.pinned: requirements-cpu.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with venv and ensurepip was found:" \
+		"install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c '$(CHECK)' || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13 with venv" >&2; exit 1; }
+	@echo "Making $(VENV) with `$(PYTHON) --version`: this takes a minute or two, once."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --no-deps "`grep '^uv==' $<`"
+	@$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -r $< || \
+		$(BIN)/pip install --quiet --no-deps -r $<
+	@touch $@
+
+# The build backend is pinned with the rest, so nothing has to be fetched to install the package.
+$(VENV)/.installed: $(VENV)/.pinned pyproject.toml
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,94 @@
+"""Run the blocks of a page, in order, in one fresh Python process."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ipykernel.kernelspec import make_ipkernel_cmd
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat.v4 import new_code_cell, new_notebook
+
+from docs_tools.blocks import Block, PageError
+
+Output = dict[str, Any]
+"""One output of a block, in the form that nbformat gives it."""
+
+SECONDS_PER_BLOCK = 900
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class _ThisPython(KernelSpecManager):
+    """Start kernels with the running interpreter, whatever kernels are installed."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        options = [
+            "--InlineBackend.figure_formats={'retina'}",
+            # What C++ code logs goes to the terminal; Python's warnings stay on the page.
+            "--IPKernelApp.capture_fd_output=False",
+        ]
+        command = make_ipkernel_cmd(extra_arguments=options)
+        return KernelSpec(argv=command, language="python", display_name=kernel_name)
+
+
+def run_blocks(
+    blocks: Sequence[Block],
+    page: str,
+    first_line: int = 1,
+    progress: Callable[[str], object] = print,
+) -> list[list[Output]]:
+    """Give the outputs of each block, or raise `PageError` for the first one that fails."""
+    notebook = new_notebook()
+    with TemporaryDirectory() as folder:
+        manager = AsyncKernelManager(
+            kernel_spec_manager=_ThisPython(),
+            transport="ipc",
+            connection_file=f"{folder}/kernel.json",
+        )
+        client = NotebookClient(notebook, km=manager, timeout=SECONDS_PER_BLOCK, allow_errors=True)
+        # An empty IPython folder keeps the user's own configuration out of the kernel.
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "IPYTHONDIR": folder}
+        with client.setup_kernel(env=environment, cwd=folder, cleanup_kc=True):
+            for index, block in enumerate(blocks):
+                line = block.first + first_line
+                progress(f"{page}: running block {index + 1} of {len(blocks)} (line {line})")
+                # Blank lines before the code give it the line numbers of the Markdown file. IPython
+                # would strip them if nothing stood before them.
+                cell = new_code_cell("#" + "\n" * line + block.code)
+                notebook.cells.append(cell)
+                try:
+                    client.execute_cell(cell, index)
+                except CellTimeoutError:
+                    message = f"this block ran for more than {SECONDS_PER_BLOCK} seconds"
+                    raise PageError(page, line, message) from None
+                except DeadKernelError:
+                    raise PageError(page, line, "Python died in this block") from None
+                _check_error(cell.outputs, block, page, line)
+    return [cell.outputs for cell in notebook.cells]
+
+
+def _check_error(outputs: Sequence[Output], block: Block, page: str, line: int) -> None:
+    expected = block.options.get("raises")
+    error = next((output for output in outputs if output["output_type"] == "error"), None)
+    if error is None:
+        if expected:
+            raise PageError(page, line, f"expected {expected}, but this block raised nothing")
+        return
+    if error["ename"] == expected:
+        return
+    traceback = COLOURS.sub("", "\n".join(error["traceback"]))
+    in_this_block = re.findall(r"Cell In\[\d+\], line (\d+)", traceback)
+    in_this_block = [
+        int(n) for n in in_this_block if line < int(n) < line + block.last - block.first
+    ]
+    wanted = f", but {expected} is expected" if expected else ""
+    traceback = re.sub(r"Cell In\[\d+\]", page, traceback)
+    raise PageError(
+        page,
+        in_this_block[-1] if in_this_block else line,
+        f"this block raised {error['ename']}{wanted}\n\n{traceback}",
+    )
