@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-Parameters = Sequence[Any]
+Parameters = Any  # any pytree of arrays
 Spec = tuple[list[int | None] | None, tf.DType]
 
 

@@ -8,9 +8,9 @@ outputs so that nothing dead is computed, is a cell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +117,7 @@ class _Trace:
         self.slices: list[_Slice] = []
         self.hidden: dict[str, str] = {}
         self.hidden_relus: dict[int, str] = {}
-        self._producer = {
-            var: i for i, eqn in enumerate(self.jaxpr.eqns) for var in eqn.outvars
-        }
+        self._producer = {var: i for i, eqn in enumerate(self.jaxpr.eqns) for var in eqn.outvars}
         model_input = self.jaxpr.invars[n_leaves]
         self._cuts: dict[Any, Ref] = {model_input: MODEL_INPUT}
         self._dependent = {model_input}
@@ -221,7 +219,7 @@ class _Trace:
             elif _relu_ceiling(inner) is not None:
                 self.hidden_relus[index] = reason
 
-    def run(self, part: _Slice, leaves: Sequence[Any], inputs: dict[Ref, Any]) -> list[Any]:
+    def run(self, part: _Slice, leaves: Mapping[int, Any], inputs: dict[Ref, Any]) -> list[Any]:
         """Evaluate a slice; an input arrives in float32 and is computed on in its own dtype."""
         arguments = {var: leaves[i] for i, var in part.leaves.items()}
         for ref, var in part.inputs.items():
@@ -256,31 +254,34 @@ class _Trace:
         return jax.core.eval_jaxpr(body, list(self.consts.values()), *leaves, inputs)[0]
 
 
+class ModelFunction(Protocol):
+    """A model as a function of its parameters, as a flat list, and a batch of inputs."""
+
+    name: str
+    leaves: list[Any]
+    leaf_names: list[str]
+
+    def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
+        """Return the explained output."""
+
+    def tagged(self, leaves: Sequence[Any], inputs: Any) -> Any:
+        """Do the same, with the inputs and outputs of the submodules tagged."""
+
+
 class Graph:
     """The cells of a model, found for one shape of a sample.
 
     Parameters
     ----------
     function
-        ``function(leaves, inputs)``, which tags the inputs and outputs of its submodules.
-    leaves
-        The shapes and dtypes of the parameters.
-    leaf_names
-        Their paths, such as ``Conv_0.kernel``.
+        The model.
     input_shape
         The shape of one sample.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Sequence[Any], Any], Any],
-        leaves: Sequence[jax.ShapeDtypeStruct],
-        leaf_names: Sequence[str],
-        input_shape: tuple[int, ...],
-    ) -> None:
-        self._function = function
-        self._leaves = list(leaves)
-        self._leaf_names = list(leaf_names)
+    def __init__(self, function: ModelFunction, input_shape: tuple[int, ...]) -> None:
+        self._function = function.tagged
+        self._leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in function.leaves]
         self.input_shape = input_shape
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
         small, large = (self._make_trace(size) for size in _TRACED_SIZES)
@@ -299,11 +300,10 @@ class Graph:
 
     def _name(self, small: _Trace, large: _Trace) -> list[Cell]:
         taken = {"inputs"} | {part.path for part in small.slices if part.kind == "out"}
-        cells = []
+        cells: list[Cell] = []
         for part, other in zip(small.slices, large.slices, strict=True):
             outputs = tuple(
-                _value(a.aval, b.aval)
-                for a, b in zip(part.variables, other.variables, strict=True)
+                _value(a.aval, b.aval) for a, b in zip(part.variables, other.variables, strict=True)
             )
             inputs = tuple(part.inputs) or (MODEL_INPUT,)
             sources = [self._source(cells, ref) for ref in inputs]

@@ -179,7 +179,7 @@ class InputLayer(keras.layers.InputLayer):
 
 
 class _Inside:
-    """The JAX side of a layer, out of sight of Keras, which tracks what a layer's attributes are."""
+    """The JAX side of a layer, out of sight of Keras, which tracks a layer's attributes."""
 
     def __init__(
         self, graph: Graph, name: str, values: dict[int, Any], leaf_names: dict[int, str]

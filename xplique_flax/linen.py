@@ -242,8 +242,10 @@ def _check_parameters(parameters: Any) -> None:
         keys = sorted(map(str, parameters))
         inside = (
             "It looks like the content of 'params': pass `{'params': parameters}`."
-            if keys and all(isinstance(value, Mapping | jax.Array | np.ndarray)
-                            for value in parameters.values())
+            if keys
+            and all(
+                isinstance(value, Mapping | jax.Array | np.ndarray) for value in parameters.values()
+            )
             and not {"batch_stats", "cache", "intermediates"} & set(keys)
             else "Add the collection 'params' to it."
         )
@@ -267,10 +269,12 @@ def _checked_apply_kwargs(apply_kwargs: Any) -> dict[str, Any]:
             f"`apply_kwargs` is {apply_kwargs!r}. Accepted is a dict of keyword arguments of the "
             'module\'s call, such as `{"train": False}`.'
         )
-    reserved = {"mutable": "leave it out: state is not updated while explaining",
-                "capture_intermediates": "leave it out: get_layer() shows the inside",
-                "rngs": "use the argument `rngs` of FlaxWrapper",
-                "method": "use the argument `method` of FlaxWrapper"}
+    reserved = {
+        "mutable": "leave it out: state is not updated while explaining",
+        "capture_intermediates": "leave it out: get_layer() shows the inside",
+        "rngs": "use the argument `rngs` of FlaxWrapper",
+        "method": "use the argument `method` of FlaxWrapper",
+    }
     for name, fix in reserved.items():
         if name in apply_kwargs:
             raise ValueError(

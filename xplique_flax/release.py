@@ -64,7 +64,7 @@ def _is_run_by(threads: Iterable[int], code: CodeType) -> bool:
         frames.clear()
 
 
-def release_all(kind: type) -> None:
+def release_all(kind: type[Any]) -> None:
     """Take every model of a class out of the cache."""
     explainers = sys.modules.get("xplique.attributions.base")
     if explainers is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from .bridge import Bridge, JaxFunction
-from .graph import UNUSED, Graph
+from .graph import UNUSED, Graph, ModelFunction
 from .layers import (
     FlaxLayer,
     InputLayer,
@@ -29,7 +29,7 @@ from .release import CacheEntry, release_all
 
 
 class FlaxWrapper(keras.Model):
-    """A Flax model as a Keras functional model, which all of Xplique can explain.
+    r"""A Flax model as a Keras functional model, which all of Xplique can explain.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class FlaxWrapper(keras.Model):
 
     Notes
     -----
-    Inputs are an array or tensor of shape (N, \\*input_shape), of any real dtype. They are
+    Inputs are an array or tensor of shape (N, \*input_shape), of any real dtype. They are
     computed on in float32, the outputs are float32, and a gradient has the dtype of the inputs.
 
     The model is called through one compiled JAX function per direction. The layers compute only
@@ -100,12 +100,11 @@ class FlaxWrapper(keras.Model):
         function = LinenFunction(flax_module, parameters, apply_kwargs, method, rngs, output)
         self._assemble(function, shape)
 
-    def _assemble(self, function: LinenFunction | _Truncated, shape: tuple | None) -> None:
+    def _assemble(self, function: ModelFunction, shape: tuple | None) -> None:
         release_all(FlaxWrapper)
         graph = None
         if shape is not None:
-            leaves = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in function.leaves]
-            graph = Graph(function.tagged, leaves, function.leaf_names, shape)
+            graph = Graph(function, shape)
         inputs, outputs, variables = _connect(function, graph, shape)
         super().__init__(inputs=inputs, outputs=outputs, name=function.name)
         entry = CacheEntry(self._inputs, self._outputs)
@@ -180,9 +179,10 @@ class FlaxWrapper(keras.Model):
             return super().get_layer(name, index)
         return self._layer(index if name is None else name)
 
-    def _layer(self, layer: str | int) -> Any:
-        if self._core.graph is None:
-            self._replaceable[0].refuse()
+    def _layer(self, layer: str | int | None) -> Any:
+        graph = self._core.graph
+        if graph is None:
+            return self._replaceable[0].refuse()
         layers = self.layers
         if isinstance(layer, int):
             if not -len(layers) <= layer < len(layers):
@@ -194,7 +194,7 @@ class FlaxWrapper(keras.Model):
         names = [known.name for known in layers]
         if layer in names:
             return layers[names.index(layer)]
-        raise ValueError(_no_such_layer(layer, names, self._core.graph.hidden))
+        raise ValueError(_no_such_layer(layer, names, graph.hidden))
 
     @property
     def outputs(self) -> Any:
@@ -275,7 +275,7 @@ class _Core:
 
     def __init__(
         self,
-        function: LinenFunction | _Truncated,
+        function: ModelFunction,
         graph: Graph | None,
         variables: dict[int, Any],
         cache_entry: CacheEntry,
@@ -367,7 +367,7 @@ class _Truncated:
 
 
 def _connect(
-    function: LinenFunction | _Truncated, graph: Graph | None, shape: tuple | None
+    function: ModelFunction, graph: Graph | None, shape: tuple | None
 ) -> tuple[Any, Any, dict[int, Any]]:
     """Make the layers, and connect them as the graph says."""
     if graph is None or shape is None:
