@@ -99,6 +99,9 @@ class Bridge:
                 self._pullback = Bridge(self._function.pullback, self._parameters)
             return self._pullback
 
+    # AutoGraph would convert the sources of JAX. The decorator leaves a __wrapped__ behind, by
+    # which Xplique knows a watched layer: it stands here, and not at the layers' call.
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, tensors: Sequence[tf.Tensor], specs: Sequence[Spec]) -> list[tf.Tensor]:
         """Call the function; ``specs`` are the outputs' static shapes and dtypes."""
         return _differentiable(weakref.ref(self), list(tensors), list(specs))

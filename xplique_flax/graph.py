@@ -8,7 +8,7 @@ outputs so that nothing dead is computed, is a cell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -105,6 +105,7 @@ class _Slice:
     inputs: dict[Ref, Any] = field(default_factory=dict)
     leaves: dict[int, Any] = field(default_factory=dict)
     ceiling: float | None = None
+    tagged: list[Any] = field(default_factory=list)
 
 
 class _Trace:
@@ -170,7 +171,9 @@ class _Trace:
         while path in scopes:
             scopes.pop()
         if group:
-            self._add(self._slice("out", path, before), before, after)
+            part = self._slice("out", path, before)
+            part.tagged = after
+            self._add(part, before, after)
 
     def _glue(self, scope: str, variables: Iterable[Any]) -> None:
         """Give what was computed since the last cuts a cell of its own."""
@@ -192,16 +195,7 @@ class _Trace:
 
     def _slice(self, kind: str, path: str, variables: list[Any]) -> _Slice:
         part = _Slice(kind, path, variables)
-        needed: set[int] = set()
-        pending = _variables(variables)
-        while pending:
-            var = pending.pop()
-            if var not in self._cuts and var in self._producer:
-                index = self._producer[var]
-                if index not in needed:
-                    needed.add(index)
-                    pending += _variables(self.jaxpr.eqns[index].invars)
-        part.equations = sorted(needed)
+        part.equations = self._needed(variables, self._cuts)
         used = [v for i in part.equations for v in self.jaxpr.eqns[i].invars]
         for var in _variables([*used, *variables]):
             if var in self._cuts:
@@ -209,6 +203,18 @@ class _Trace:
             elif var in self.leaves:
                 part.leaves.setdefault(self.leaves[var], var)
         return part
+
+    def _needed(self, variables: Iterable[Any], stops: Container[Any]) -> list[int]:
+        """Return the equations that compute some variables from those to stop at."""
+        needed: set[int] = set()
+        pending = _variables(variables)
+        while pending:
+            var = pending.pop()
+            index = None if var in stops else self._producer.get(var)
+            if index is not None and index not in needed:
+                needed.add(index)
+                pending += _variables(self.jaxpr.eqns[index].invars)
+        return sorted(needed)
 
     def _record_hidden(self, index: int, eqn: core.JaxprEqn) -> None:
         reason = _CALLS.get(eqn.primitive.name, eqn.primitive.name)
@@ -239,17 +245,11 @@ class _Trace:
     def prefix(self, ref: Ref, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate everything up to one output of one slice, tags included."""
         part = self.slices[ref[0]]
-        needed: set[int] = set()
-        pending = _variables([part.variables[ref[1]]])
-        while pending:
-            index = self._producer.get(pending.pop())
-            if index is not None and index not in needed:
-                needed.add(index)
-                pending += _variables(self.jaxpr.eqns[index].invars)
+        output = (part.tagged or part.variables)[ref[1]]
         body = self.jaxpr.replace(
             constvars=list(self.consts),
-            outvars=[part.variables[ref[1]]],
-            eqns=[self.jaxpr.eqns[i] for i in sorted(needed)],
+            outvars=[output],
+            eqns=[self.jaxpr.eqns[i] for i in self._needed([output], ())],
         )
         return jax.core.eval_jaxpr(body, list(self.consts.values()), *leaves, inputs)[0]
 
@@ -286,6 +286,11 @@ class Graph:
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
         small, large = (self._make_trace(size) for size in _TRACED_SIZES)
         self.output = small.output
+        self.convolution_ranks = {
+            len(eqn.params["dimension_numbers"].out_spec)
+            for eqn in _all_equations(small.jaxpr)
+            if eqn.primitive.name == "conv_general_dilated"
+        }
         self.cells = self._name(small, large)
         self.hidden = self._hidden_layers(small)
         self._functions: dict[int, JaxFunction] = {}
@@ -469,9 +474,13 @@ def _variables(atoms: Iterable[Any]) -> list[Any]:
 
 def _equations_within(eqn: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
     for jaxpr in core.jaxprs_in_params(eqn.params):
-        for inner in jaxpr.eqns:
-            yield inner
-            yield from _equations_within(inner)
+        yield from _all_equations(jaxpr)
+
+
+def _all_equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        yield from _equations_within(eqn)
 
 
 def _is_mark(eqn: core.JaxprEqn) -> bool:

@@ -83,7 +83,6 @@ class FlaxLayer(_Direct, keras.layers.Layer):
         ]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    @tf.autograph.experimental.do_not_convert
     def call(self, inputs: Any, node: int = 0) -> Any:
         """Evaluate one node: the first tensors are the cell's inputs, then shared parameters."""
         tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
@@ -124,7 +123,6 @@ class SharedParameter(_Direct, keras.layers.Layer):
     def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
         return keras.KerasTensor(self._inside.variable.shape, dtype="float32")
 
-    @tf.autograph.experimental.do_not_convert
     def call(self, inputs: Any) -> tf.Tensor:
         return self._inside.bridge([tf.stop_gradient(inputs)], [self._inside.spec()])[0]
 
@@ -136,33 +134,27 @@ class SharedParameter(_Direct, keras.layers.Layer):
         }
 
 
+def refuse_to_look_inside() -> NoReturn:
+    """Raise the error that says what to pass."""
+    raise ValueError(
+        "`input_shape` was not given to FlaxWrapper, and what looks inside the model needs it "
+        "(Grad-CAM, Grad-CAM++, FEM, Guided Backprop, DeconvNet, ModelRandomization, layers, "
+        "weights, sub-models). Pass the shape of one sample, without the batch, for example "
+        "FlaxWrapper(flax_module, parameters, input_shape=inputs.shape[1:])."
+    )
+
+
 class NoInside(keras.layers.Layer):
     """Stands for the whole model where it was made without ``input_shape``."""
-
-    def _refuse(self) -> NoReturn:
-        raise ValueError(
-            "`input_shape` was not given to FlaxWrapper, and what looks inside the model needs it "
-            "(Grad-CAM, Grad-CAM++, FEM, Guided Backprop, DeconvNet, ModelRandomization, layers, "
-            "weights, sub-models). Pass the shape of one sample, without the batch, for example "
-            "FlaxWrapper(flax_module, parameters, input_shape=inputs.shape[1:])."
-        )
-
-    @property
-    def filters(self) -> NoReturn:
-        self._refuse()
 
     def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
         return keras.KerasTensor((None,), dtype="float32")
 
     def call(self, inputs: Any) -> NoReturn:
-        self._refuse()
+        refuse_to_look_inside()
 
     def get_config(self) -> NoReturn:
-        self._refuse()
-
-    def refuse(self) -> NoReturn:
-        """Raise the error that says what to pass."""
-        self._refuse()
+        refuse_to_look_inside()
 
 
 class InputLayer(keras.layers.InputLayer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,25 +56,27 @@ class LinenFunction:
 
     def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Return the explained output, in float32, for a batch of inputs."""
-        variables = jax.tree.unflatten(self._structure, leaves)
         try:
-            result = self._module.apply(
-                variables,
-                inputs,
-                rngs=self._rngs,
-                method=self._method,
-                **self._apply_kwargs,
-            )
+            result = self._apply(leaves, inputs)
         except Exception as error:
-            raise ValueError(self._explain(error, leaves, inputs)) from error
+            raise ValueError(self._explain(error, inputs)) from error
         return checked_output(self._select(result), inputs)
+
+    def _apply(self, leaves: Sequence[Any], inputs: Any) -> Any:
+        return self._module.apply(
+            jax.tree.unflatten(self._structure, leaves),
+            inputs,
+            rngs=self._rngs,
+            method=self._method,
+            **self._apply_kwargs,
+        )
 
     def tagged(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Do the same, with the inputs and outputs of the submodules tagged."""
         with nn.intercept_methods(_tag_submodules):
             return self(leaves, inputs)
 
-    def _explain(self, error: Exception, leaves: Sequence[Any], inputs: Any) -> str:
+    def _explain(self, error: Exception, inputs: Any) -> str:
         reason = f"{type(error).__name__}: {error}"
         sample = tuple(inputs.shape[1:])
         if isinstance(error, flax.errors.InvalidRngError):
@@ -103,34 +106,30 @@ class LinenFunction:
             f"{sample} (float32). Accepted are inputs of the shape that the parameters were made "
             f"for, with the batch first. {reason}"
         )
-        if "must be an integer" in str(error) or "integer" in str(error).lower():
+        if re.search("must (be|have) (an )?integer", str(error)):
             text += (
                 " Inputs are computed on in float32, as Xplique gives them: a module that looks "
                 "up integers has to cast them itself (`inputs.astype(int)`)."
             )
         moved = (*sample[1:], sample[0]) if len(sample) > 1 else sample
-        if moved != sample and self._accepts(leaves, moved):
+        if moved != sample and self.accepts(moved):
             text += (
                 f" They look channels first: samples of shape {moved} do fit. Flax and Xplique "
                 "want channels last, (N, H, W, C): np.moveaxis(inputs, 1, -1)."
             )
-        elif len(sample) > 1 and self._accepts(leaves, sample[1:]):
+        elif len(sample) > 1 and self.accepts(sample[1:]):
             text += (
                 f" Samples of shape {sample[1:]} do fit: does the shape include the batch "
                 "dimension? `input_shape` is the shape of one sample, without it."
             )
         return text
 
-    def _accepts(self, leaves: Sequence[Any], sample: tuple[int, ...]) -> bool:
-        variables = jax.tree.unflatten(self._structure, leaves)
+    def accepts(self, sample: tuple[int, ...]) -> bool:
+        """Return whether the module can be applied to samples of a shape."""
+        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
+        inputs = jax.ShapeDtypeStruct((2, *sample), jnp.float32)
         try:
-            jax.eval_shape(
-                lambda v, x: self._module.apply(
-                    v, x, rngs=self._rngs, method=self._method, **self._apply_kwargs
-                ),
-                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables),
-                jax.ShapeDtypeStruct((2, *sample), jnp.float32),
-            )
+            jax.eval_shape(self._apply, leaves, inputs)
         except Exception:
             return False
         return True
@@ -238,7 +237,7 @@ def _check_parameters(parameters: Any) -> None:
             f"`parameters` is of type {_type_name(parameters)}. {wanted} For a TrainState: "
             '`{"params": state.params}`, with `"batch_stats"` if the model has some.'
         )
-    if "params" not in parameters:
+    if parameters and "params" not in parameters:  # a module without parameters has none
         keys = sorted(map(str, parameters))
         inside = (
             "It looks like the content of 'params': pass `{'params': parameters}`."
@@ -318,8 +317,13 @@ def _example(names: list[str]) -> str:
 
 
 def _method_names(flax_module: nn.Module) -> list[str]:
-    own = set(dir(type(flax_module))) - set(dir(nn.Module))
-    return ["__call__", *sorted(name for name in own if not name.startswith("_"))]
+    module = type(flax_module)
+    own = [
+        name
+        for name, _ in inspect.getmembers(module, inspect.isfunction)
+        if not name.startswith("_") and not hasattr(nn.Module, name)
+    ]
+    return ["__call__", *own]
 
 
 def _flags(flax_module: nn.Module, method: Callable | None) -> str:

@@ -23,6 +23,7 @@ from .layers import (
     ReLU,
     SharedParameter,
     is_replaced,
+    refuse_to_look_inside,
 )
 from .linen import LinenFunction, Output, checked_output
 from .release import CacheEntry, release_all
@@ -99,6 +100,8 @@ class FlaxWrapper(keras.Model):
         shape = _checked_input_shape(input_shape)
         function = LinenFunction(flax_module, parameters, apply_kwargs, method, rngs, output)
         self._assemble(function, shape)
+        if shape is not None:
+            self._check_no_batch_dimension(function, shape)
 
     def _assemble(self, function: ModelFunction, shape: tuple | None) -> None:
         release_all(FlaxWrapper)
@@ -108,8 +111,19 @@ class FlaxWrapper(keras.Model):
         inputs, outputs, variables = _connect(function, graph, shape)
         super().__init__(inputs=inputs, outputs=outputs, name=function.name)
         entry = CacheEntry(self._inputs, self._outputs)
-        self._core = _Core(function, graph, variables, entry)
         self._replaceable = [layer for layer in self.layers if not _is_input(layer)]
+        self._core = _Core(function, graph, variables, entry)
+
+    def _check_no_batch_dimension(self, function: LinenFunction, shape: tuple[int, ...]) -> None:
+        # Flax's convolutions fold an axis too many into the batch without a word.
+        graph = self._core.graph
+        folds = graph is not None and len(shape) in graph.convolution_ranks
+        if shape[0] == 1 and folds and function.accepts(shape[1:]):
+            raise ValueError(
+                f"`input_shape` is {shape}, which begins with a batch dimension of 1: the model's "
+                f"convolutions take inputs of {len(shape)} dimensions, with the batch. Accepted is "
+                f"the shape of one sample, without it. Pass {shape[1:]}."
+            )
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
@@ -124,14 +138,11 @@ class FlaxWrapper(keras.Model):
             )
         return self.call(inputs)
 
-    @tf.autograph.experimental.do_not_convert
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> tf.Tensor:
         """Compute the outputs of tensors, as ``__call__`` does."""
         tensor = self._core.checked(inputs)
         self.release()
         if any(is_replaced(layer) for layer in self._replaceable):
-            if self._core.graph is None:
-                self._replaceable[0].refuse()
             return super().call(tensor)
         return self._core(tensor)
 
@@ -180,9 +191,6 @@ class FlaxWrapper(keras.Model):
         return self._layer(index if name is None else name)
 
     def _layer(self, layer: str | int | None) -> Any:
-        graph = self._core.graph
-        if graph is None:
-            return self._replaceable[0].refuse()
         layers = self.layers
         if isinstance(layer, int):
             if not -len(layers) <= layer < len(layers):
@@ -194,7 +202,7 @@ class FlaxWrapper(keras.Model):
         names = [known.name for known in layers]
         if layer in names:
             return layers[names.index(layer)]
-        raise ValueError(_no_such_layer(layer, names, graph.hidden))
+        raise ValueError(_no_such_layer(layer, names, self._core.hidden))
 
     @property
     def outputs(self) -> Any:
@@ -232,9 +240,16 @@ class FlaxWrapper(keras.Model):
         self._require_inside()
         return super().count_params()
 
+    @property
+    def layers(self) -> list[Any]:
+        """The layers, for a model that was made with ``input_shape``."""
+        if "_core" in vars(self):  # else Keras is building the model
+            self._require_inside()
+        return super().layers
+
     def _require_inside(self) -> None:
         if self._core.graph is None:
-            self._replaceable[0].refuse()
+            refuse_to_look_inside()
 
 
 def _refused(what: str, where: str) -> Callable[..., NoReturn]:
@@ -283,6 +298,7 @@ class _Core:
         self.function = function
         self.graph = graph
         self.shape = None if graph is None else graph.input_shape
+        self.hidden = {} if graph is None else graph.hidden
         self.cache_entry = cache_entry
         self._variables = variables
         self._bridge = Bridge(JaxFunction(self._forward, [True], [True]), self._leaves_of_call)
@@ -300,6 +316,8 @@ class _Core:
         return self.leaves()
 
     def _forward(self, leaves: Sequence[Any], inputs: Any) -> tuple:
+        if inputs.shape[0] == 0:  # which many modules can't reshape
+            return (jnp.zeros((0, *self.output_shape(inputs.shape[1:]))),)
         return (self.function(leaves, inputs),)
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int, ...]:
@@ -345,8 +363,6 @@ class _Core:
         shape = None
         if sample is not None:
             shape = [tensor.shape[0], *self.output_shape(sample)]
-            if tensor.shape[0] == 0:
-                return tf.zeros(shape) + 0.0 * tf.reduce_sum(tensor)
         return self._bridge([tensor], [(shape, tf.float32)])[0]
 
 

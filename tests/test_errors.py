@@ -1,0 +1,552 @@
+"""Bad input: each kind has a message that names the argument, what was given, and the fix."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from xplique.attributions import FEM, DeconvNet, GradCAM, GradCAMPP, GuidedBackprop, Saliency
+from xplique.metrics import ModelRandomizationMetric
+
+from xplique_flax import FlaxWrapper
+
+IMAGES = np.linspace(0, 1, 2 * 8 * 8 * 3, dtype="float32").reshape(2, 8, 8, 3)
+TARGETS = np.eye(4, dtype="float32")[[0, 1]]
+
+
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x, scale=1.0):
+        x = nn.relu(nn.Conv(5, (3, 3))(x * scale))
+        return nn.Dense(4)(x.reshape(len(x), -1))
+
+    def features(self, x):
+        return x
+
+
+class Training(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=False):
+        return nn.Dropout(0.5, deterministic=deterministic)(nn.Dense(4)(x))
+
+
+class Structured(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        logits = nn.Dense(4)(x)
+        return {
+            "dict": {"logits": logits, "features": x},
+            "tuple": (logits, x),
+            "scalar": logits.mean(),
+            "batchless": logits.mean(0),
+            "integer": logits.argmax(-1),
+            "complex": logits.astype(complex),
+            "none": None,
+        }[self.kind]
+
+
+class Step(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(nn.Dense(4, name="inner")(x)), None
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        steps = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return nn.Dense(4)(steps(name="steps")(nn.Dense(4)(x), None)[0])
+
+
+class ReluInside(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        if self.kind == "cond":
+            return jax.lax.cond(x.sum() > 0, nn.relu, lambda v: v, x)
+        return jax.lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, nn.relu(s[1])), (0, x))[
+            1
+        ]
+
+
+class Unused(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        nn.Dense(2, name="idle")(x)
+        return nn.Dense(4)(x)
+
+
+class Lookup(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Embed(9, 4)(x).mean(1)
+
+
+ROWS = np.linspace(-1, 1, 12, dtype="float32").reshape(2, 6)
+
+
+def made(module, inputs, **kwargs):
+    return module.init(jax.random.key(0), inputs, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return made(CNN(), IMAGES)
+
+
+def message(error, *parts):
+    text = str(error.value)
+    for part in parts:
+        assert part in text, f"{part!r} is not in: {text}"
+
+
+def raises(kind, parts, call):
+    with pytest.raises(kind) as error:
+        call()
+    assert type(error.value) is kind
+    message(error, *parts)
+
+
+CONSTRUCTION = {
+    "a class for a module": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN, p),
+        ["`flax_module`", "CNN (a class)", "flax.linen.Module", "Make an instance"],
+    ),
+    "a function for a module": (
+        TypeError,
+        lambda p: FlaxWrapper(lambda x: x, p),
+        ["`flax_module` is of type builtins.function", "flax.linen.Module"],
+    ),
+    "no parameters": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN()),
+        ["`parameters` is of type builtins.NoneType", "`flax_module.init()`"],
+    ),
+    "the content of params": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p["params"]),
+        ["`parameters` has the keys ['Conv_0', 'Dense_0']", "pass `{'params': parameters}`"],
+    ),
+    "no params": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), {"batch_stats": p["params"]}),
+        ["`parameters` has the keys ['batch_stats']", "Add the collection 'params'"],
+    ),
+    "an entry that is no array": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), {"params": {"kernel": "text"}}),
+        ["`parameters`", "['params']['kernel'] is of type builtins.str", "jnp.asarray"],
+    ),
+    "parameters of another module": (
+        ValueError,
+        lambda p: FlaxWrapper(
+            CNN(), {"params": {"Dense_0": p["params"]["Dense_0"]}}, input_shape=(8, 8, 3)
+        ),
+        ["`parameters` do not fit `flax_module`", "Conv_0", "flax_module.init()"],
+    ),
+    "parameters for another input": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=(8, 8, 1)),
+        ["samples of shape (8, 8, 1)", "(3, 3, 3, 5)", "`inputs`", "parameters were made for"],
+    ),
+    "channels first": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=(3, 8, 8)),
+        [
+            "(3, 8, 8)",
+            "channels first",
+            "samples of shape (8, 8, 3) do fit",
+            "np.moveaxis(inputs, 1, -1)",
+        ],
+    ),
+    "unknown apply_kwargs": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, apply_kwargs={"train": False}),
+        ["`apply_kwargs` is {'train': False}", "'train'", "['scale']", "CNN.__call__"],
+    ),
+    "apply_kwargs of apply": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, apply_kwargs={"mutable": ["batch_stats"]}),
+        ["`apply_kwargs` has 'mutable'", "leave it out"],
+    ),
+    "apply_kwargs that is no dict": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p, apply_kwargs=["train"]),
+        ["`apply_kwargs` is ['train']", '`{"train": False}`'],
+    ),
+    "an unknown method": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, method="encode"),
+        ["`method` is 'encode'", "no method of CNN", "['__call__', 'features']"],
+    ),
+    "an output of another kind": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p, output=1.5),
+        ["`output` is 1.5", "float", '`lambda out: out["logits"]`'],
+    ),
+    "an input_shape with None": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=(None, 8, 8, 3)),
+        ["`input_shape` is (None, 8, 8, 3)", "without the batch", "Pass (8, 8, 3)"],
+    ),
+    "an input_shape with None inside": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=(8, None, 3)),
+        ["`input_shape` is (8, None, 3)", "positive integers"],
+    ),
+    "an input_shape that is text": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape="8x8"),
+        ["`input_shape` is 8x8", "positive integers"],
+    ),
+    "an input_shape with a batch": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=(2, 8, 8, 3)),
+        ["(2, 8, 8, 3)", "Samples of shape (8, 8, 3) do fit", "batch dimension"],
+    ),
+    "an input_shape with a batch of one": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=(1, 8, 8, 3)),
+        ["`input_shape` is (1, 8, 8, 3)", "batch dimension", "Pass (8, 8, 3)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTRUCTION)
+def test_construction_is_refused(case, params):
+    kind, call, parts = CONSTRUCTION[case]
+    raises(kind, parts, lambda: call(params))
+
+
+def test_batch_of_one_in_the_shape_of_a_fully_convolutional_model():
+    class Pooled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4)(nn.Conv(5, (3, 3))(x).mean((1, 2)))
+
+    parameters = made(Pooled(), IMAGES)
+    raises(
+        ValueError,
+        ["`input_shape` is (1, 8, 8, 3)", "batch dimension", "Pass (8, 8, 3)"],
+        lambda: FlaxWrapper(Pooled(), parameters, input_shape=(1, 8, 8, 3)),
+    )
+
+
+class TestModes:
+    def test_missing_flag(self):
+        parameters = made(Training(), ROWS, train=False)
+        raises(
+            ValueError,
+            ["`apply_kwargs` is {}", "'train'", '`apply_kwargs={"train": False}`'],
+            lambda: FlaxWrapper(Training(), parameters),
+        )
+
+    @pytest.mark.parametrize("shape", [None, (6,)])
+    def test_training_mode(self, shape):
+        parameters = made(Training(), ROWS, train=False)
+        raises(
+            ValueError,
+            ["`apply_kwargs`", "updates the module's state", "the flag 'train'", "batch_stats"],
+            lambda: FlaxWrapper(
+                Training(), parameters, apply_kwargs={"train": True}, input_shape=shape
+            )(ROWS),
+        )
+
+    @pytest.mark.parametrize("shape", [None, (6,)])
+    def test_missing_random_stream(self, shape):
+        parameters = made(Dropped(), ROWS, deterministic=True)
+        raises(
+            ValueError,
+            ["`rngs`", "random stream", "dropout", '`apply_kwargs={"deterministic": True}`'],
+            lambda: FlaxWrapper(Dropped(), parameters, input_shape=shape)(ROWS),
+        )
+
+    def test_training_argument_of_keras(self, params):
+        raises(
+            ValueError,
+            ["`training` is True", '`apply_kwargs={"train": True}`'],
+            lambda: FlaxWrapper(CNN(), params)(IMAGES, training=True),
+        )
+
+    def test_tokens(self):
+        parameters = made(Lookup(), np.zeros((2, 6), int))
+        raises(
+            ValueError,
+            ["integer", "float32", "`inputs.astype(int)`"],
+            lambda: FlaxWrapper(Lookup(), parameters)(ROWS),
+        )
+
+
+OUTPUTS = {
+    "a dict": ("dict", None, ["`output`", "a dict with the keys ['features', 'logits']"]),
+    "a tuple": ("tuple", None, ["`output`", "a tuple of 2"]),
+    "nothing": ("none", None, ["`output`", "NoneType"]),
+    "a scalar": ("scalar", None, ["`output`", "shape ()", "without a batch dimension"]),
+    "no batch": ("batchless", None, ["`output`", "shape (4,)", "without a batch dimension"]),
+    "integers": ("integer", None, ["`output`", "int32", "no gradient"]),
+    "complex numbers": ("complex", None, ["`output`", "complex64", "no gradient"]),
+    "an unknown key": ("dict", "probs", ["`output` is 'probs'", "['features', 'logits']"]),
+    "an unknown index": ("tuple", 2, ["`output` is 2", "a tuple of 2"]),
+    "a key of an array": ("scalar", "logits", ["`output` is 'logits'", "one array"]),
+    "a function that keeps the dict": (
+        "dict",
+        lambda out: out,
+        ["`output`", "a dict with the keys"],
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [None, (6,)], ids=["without a shape", "with a shape"])
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_output_is_refused(case, shape):
+    kind, output, parts = OUTPUTS[case]
+    parameters = made(Structured(kind), ROWS)
+    raises(
+        ValueError,
+        parts,
+        lambda: FlaxWrapper(Structured(kind), parameters, output=output, input_shape=shape)(ROWS),
+    )
+
+
+INPUTS = {
+    "text": (TypeError, "text", ["`inputs`", "string", "real numbers"]),
+    "an object": (TypeError, object(), ["`inputs` is of type object", "no array"]),
+    "a ragged list": (TypeError, [[1.0], [1.0, 2.0]], ["`inputs` is of type list", "no array"]),
+    "complex numbers": (TypeError, IMAGES.astype(complex), ["`inputs`", "complex128"]),
+    "a number": (ValueError, 1.0, ["`inputs` has no dimension", "(N, ...)"]),
+    "another size": (ValueError, IMAGES[:, :4], ["(2, 4, 8, 3)", "(8, 8, 3)"]),
+    "channels first": (
+        ValueError,
+        np.moveaxis(IMAGES, -1, 1),
+        ["(2, 3, 8, 8)", "channels first", "np.moveaxis(inputs, 1, -1)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [None, (8, 8, 3)], ids=["without a shape", "with a shape"])
+@pytest.mark.parametrize("case", INPUTS)
+def test_inputs_are_refused(case, shape, params):
+    kind, inputs, parts = INPUTS[case]
+    wrapped = FlaxWrapper(CNN(), params, input_shape=shape)
+    if shape is None:
+        parts = [part for part in parts if part != "(8, 8, 3)"]
+        parts = [part.replace("(2, ", "(") for part in parts]
+    raises(kind, parts, lambda: wrapped(inputs))
+
+
+def test_one_sample_without_its_batch(params):
+    wrapped = FlaxWrapper(CNN(), params, input_shape=(8, 8, 3))
+    raises(ValueError, ["(8, 8, 3)", "inputs[None]"], lambda: wrapped(IMAGES[0]))
+
+
+def test_message_arrives_through_xplique(params):
+    explainer = Saliency(FlaxWrapper(CNN(), params, input_shape=(8, 8, 3)))
+    with pytest.raises(ValueError, match="channels first") as error:
+        explainer(np.moveaxis(IMAGES, -1, 1), TARGETS)
+    message(error, "`inputs` has the shape (2, 3, 8, 8)", "np.moveaxis(inputs, 1, -1)")
+
+
+class TestLayers:
+    @pytest.fixture
+    def wrapped(self):
+        return FlaxWrapper(CNN(), made(CNN(), IMAGES), input_shape=(8, 8, 3))
+
+    def test_unknown_name(self, wrapped):
+        parts = ["`layer` is 'Conv_1'", "Did you mean 'Conv_0'?", "'Dense_0'"]
+        raises(ValueError, parts, lambda: wrapped.get_layer("Conv_1"))
+        raises(ValueError, parts, lambda: wrapped.truncate("Conv_1"))
+        raises(ValueError, parts, lambda: GradCAM(wrapped, conv_layer="Conv_1"))
+
+    def test_index_out_of_range(self, wrapped):
+        count = len(wrapped.layers)
+        for index in (count, -count - 1):
+            raises(
+                ValueError,
+                [f"`layer` is {index}", f"{count} layers", f"from {-count} to {count - 1}"],
+                lambda index=index: wrapped.get_layer(index=index),
+            )
+
+    def test_truncate_at_the_input(self, wrapped):
+        raises(ValueError, ["'inputs'", "computes nothing"], lambda: wrapped.truncate("inputs"))
+
+    def test_unused_module(self):
+        wrapped = FlaxWrapper(Unused(), made(Unused(), ROWS), input_shape=(6,))
+        raises(ValueError, ["'idle'", "does not depend on"], lambda: wrapped.get_layer("idle"))
+
+    def test_module_inside_scan(self):
+        wrapped = FlaxWrapper(Scanned(), made(Scanned(), ROWS), input_shape=(6,))
+        for name in ("steps", "steps.inner"):
+            raises(
+                ValueError,
+                [f"`layer` is '{name}'", "inside a `scan`", "'Dense_0'"],
+                lambda name=name: wrapped.get_layer(name),
+            )
+
+    @pytest.mark.parametrize("explainer", [GuidedBackprop, DeconvNet])
+    @pytest.mark.parametrize(
+        ("module", "where"),
+        [
+            (Scanned(), "`scan`"),
+            (ReluInside("cond"), "`cond`"),
+            (ReluInside("while"), "`while`"),
+        ],
+        ids=["scan", "cond", "while"],
+    )
+    def test_relu_that_cannot_be_replaced(self, explainer, module, where):
+        wrapped = FlaxWrapper(module, made(module, ROWS), input_shape=(6,))
+        parts = ["has a ReLU inside a " + where, "Guided Backprop", "Saliency"]
+        raises(ValueError, parts, lambda: explainer(wrapped))
+
+    def test_no_convolution(self):
+        wrapped = FlaxWrapper(Unused(), made(Unused(), ROWS), input_shape=(6,))
+        for explainer in (GradCAM, GradCAMPP, FEM):
+            raises(
+                ValueError,
+                ["no convolution", "`conv_layer`"],
+                lambda explainer=explainer: explainer(wrapped),
+            )
+
+
+class TestWithoutInputShape:
+    PARTS = ("`input_shape` was not given", "input_shape=inputs.shape[1:]")
+
+    @pytest.mark.parametrize(
+        "look",
+        [
+            GradCAM,
+            GradCAMPP,
+            FEM,
+            GuidedBackprop,
+            DeconvNet,
+            lambda w: GradCAM(w, conv_layer="Conv_0"),
+            lambda w: GradCAM(w, conv_layer=-1)(IMAGES, TARGETS),
+            lambda w: FEM(w, conv_layer=-1)(IMAGES, TARGETS),
+            lambda w: w.get_layer("Conv_0"),
+            lambda w: w.get_layer(index=1),
+            lambda w: w.truncate("Conv_0"),
+            lambda w: w.summary(),
+            lambda w: w.count_params(),
+            lambda w: w.get_weights(),
+            lambda w: w.set_weights([]),
+            lambda w: tf.keras.models.clone_model(w),
+            lambda w: w.layers,
+            lambda w: ModelRandomizationMetric(w, IMAGES, TARGETS)(Saliency(w)),
+        ],
+    )
+    def test_looking_inside(self, look, params):
+        wrapped = FlaxWrapper(CNN(), params)
+        with pytest.raises(ValueError, match="input_shape") as error:
+            look(wrapped)
+        message(error, *self.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        (lambda w: w.fit(IMAGES, TARGETS), "Optax"),
+        (lambda w: w.train_on_batch(IMAGES, TARGETS), "Optax"),
+        (lambda w: w.save("model.keras"), "Orbax"),
+        (lambda w: w.save_weights("model.weights.h5"), "Orbax"),
+        (lambda w: w.load_weights("model.weights.h5"), "Orbax"),
+        (lambda w: w.to_json(), "Orbax"),
+        (lambda w: w.export("model"), "jax.export"),
+    ],
+)
+def test_what_is_done_elsewhere(call, where, params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotImplementedError) as error:
+        call(FlaxWrapper(CNN(), params, input_shape=(8, 8, 3)))
+    message(error, "is not available", where)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_through_keras(params, tmp_path):
+    wrapped = FlaxWrapper(CNN(), params, input_shape=(8, 8, 3))
+    with pytest.raises(NotImplementedError) as error:
+        tf.keras.models.save_model(wrapped, tmp_path / "model.keras")
+    message(error, "is not available", "Orbax")
+
+
+PRETEND = """
+from importlib import metadata
+real = metadata.version
+def version(name):
+    if name == {package!r}:
+        if {version!r} is None:
+            raise metadata.PackageNotFoundError(name)
+        return {version!r}
+    return real(name)
+metadata.version = version
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "before", "parts"),
+    [
+        ({"KERAS_BACKEND": "jax"}, "", ["backend to be TensorFlow", "'jax'", "KERAS_BACKEND"]),
+        ({"TF_USE_LEGACY_KERAS": "1"}, "", ["Keras 3", "TF_USE_LEGACY_KERAS=1", "Unset it"]),
+        ({}, ("jax", None), ["jax 0.10 or later", "not installed", "pip install"]),
+        ({}, ("jax", "0.4.38"), ["jax 0.10 or later", "jax 0.4.38 is installed", "Upgrade"]),
+        ({}, ("flax", None), ["flax 0.12 or later", "not installed", "pip install"]),
+        ({}, ("flax", "0.8.0"), ["flax 0.12 or later", "flax 0.8.0 is installed", "Upgrade"]),
+    ],
+)
+def test_environment_is_refused(environment, before, parts):
+    code = PRETEND.format(package=before[0], version=before[1]) if before else ""
+    run = subprocess.run(
+        [sys.executable, "-c", code + "import xplique_flax"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1
+    assert last.startswith("ImportError: xplique_flax needs")
+    for part in parts:
+        assert part in last
+
+
+def test_deleted_wrapper_in_a_graph(params):
+    wrapped = FlaxWrapper(CNN(), params)
+    model = [wrapped]
+    concrete = tf.function(lambda x: model[0](x)).get_concrete_function(tf.constant(IMAGES))
+    np.testing.assert_allclose(concrete(tf.constant(IMAGES)), wrapped(IMAGES), rtol=1e-6)
+    model.clear()
+    del wrapped
+    gc.collect()
+    with pytest.raises(tf.errors.OpError) as error:
+        concrete(tf.constant(IMAGES))
+    message(error, "was deleted", "Keep a reference")
+
+
+def test_parameters_are_set_outside_of_graphs(params):
+    wrapped = FlaxWrapper(CNN(), params, input_shape=(8, 8, 3))
+    variable = wrapped.get_layer("Dense_0").weights[0]
+
+    @tf.function
+    def assign():
+        variable.assign(jnp.zeros(variable.shape))
+
+    raises_outside = pytest.raises(NotImplementedError)
+    with raises_outside as error:
+        assign()
+    message(error, "outside of it")
