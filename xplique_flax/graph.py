@@ -304,7 +304,8 @@ class Graph:
         return _Trace(flat, len(self._leaves))
 
     def _name(self, small: _Trace, large: _Trace) -> list[Cell]:
-        taken = {"inputs"} | {part.path for part in small.slices if part.kind == "out"}
+        taken = {part.path for part in small.slices if part.kind == "out"}
+        self.input_name = _unique("inputs", taken)
         cells: list[Cell] = []
         for part, other in zip(small.slices, large.slices, strict=True):
             outputs = tuple(
@@ -343,12 +344,7 @@ class Graph:
             return part.path
         operation = "relu" if part.kind == "relu" else _operation(equations)
         base = f"{part.path}.{operation}" if part.path else operation
-        name, count = base, 0
-        while name in taken:
-            count += 1
-            name = f"{base}_{count}"
-        taken.add(name)
-        return name
+        return _unique(base, taken)
 
     @staticmethod
     def _share(cells: list[Cell]) -> list[Cell]:
@@ -543,6 +539,15 @@ def _filters(equations: Sequence[core.JaxprEqn], outputs: Sequence[Value]) -> in
         if "conv_general_dilated" in names and len(outputs) == 1 and len(outputs[0].dims) > 2:
             return outputs[0].dims[-1][1]
     return None
+
+
+def _unique(base: str, taken: set[str]) -> str:
+    name, count = base, 0
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    taken.add(name)
+    return name
 
 
 def _operation(equations: Sequence[core.JaxprEqn]) -> str:

@@ -391,9 +391,9 @@ def _connect(
         return inputs, NoInside(name="inside")(inputs), {}
 
     if any(cell.filters for cell in graph.cells):
-        inputs = keras.Input(shape=shape, dtype="float32", name="inputs")
+        inputs = keras.Input(shape=shape, dtype="float32", name=graph.input_name)
     else:
-        inputs = InputLayer(shape=shape, dtype="float32", name="inputs").output
+        inputs = InputLayer(shape=shape, dtype="float32", name=graph.input_name).output
     names = function.leaf_names
     layers: dict[str, Any] = {}
     variables: dict[int, Any] = {}

@@ -1,0 +1,462 @@
+"""The layers that a Flax model is cut into: names, graph, weights, what they compute."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits, load_wine
+from xplique.attributions import FEM, DeconvNet, GradCAM, GuidedBackprop, Saliency
+
+from xplique_flax import FlaxWrapper
+from xplique_flax.graph import Value
+from xplique_flax.layers import FlaxLayer, ReLU
+
+DIGITS = (load_digits().images[:4, ..., None] / 16).astype("float32")
+TARGETS = np.eye(10, dtype="float32")[load_digits().target[:4]]
+WINE = (load_wine().data[:4] / load_wine().data.max(0)).astype("float32")
+SMALL = nn.initializers.normal(0.3)
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Conv(self.features, (3, 3), bias_init=SMALL)(x)
+        y = nn.BatchNorm(use_running_average=True, scale_init=SMALL, bias_init=SMALL)(y)
+        y = nn.relu(y)
+        y = nn.Conv(self.features, (3, 3), bias_init=SMALL)(y)
+        return nn.relu(x + y)
+
+
+class Residual(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2, name="stem", bias_init=SMALL)(x))
+        x = Block(6)(x)
+        return nn.softmax(nn.Dense(10)(x.mean((1, 2))))
+
+
+def wrap(module, inputs, **kwargs):
+    parameters = module.init(jax.random.key(0), inputs)
+    return FlaxWrapper(module, parameters, input_shape=inputs.shape[1:], **kwargs), parameters
+
+
+def names(model):
+    return [layer.name for layer in model.layers]
+
+
+def largest_difference(given, expected):
+    given, expected = np.asarray(given), np.asarray(expected)
+    assert np.abs(expected).max() > 0
+    return np.abs(given - expected).max() / np.abs(expected).max()
+
+
+def chain(model):
+    """The same model, through its layers one by one."""
+    return tf.keras.Model(model.inputs, model.outputs)
+
+
+@pytest.fixture(scope="module")
+def residual():
+    return wrap(Residual(), DIGITS)
+
+
+class TestNames:
+    def test_layers_are_the_modules(self, residual):
+        assert names(residual[0])[:-3] == [
+            "inputs",
+            "stem",
+            "relu",
+            "Block_0.Conv_0",
+            "Block_0.BatchNorm_0",
+            "Block_0.relu",
+            "Block_0.Conv_1",
+            "Block_0.add",
+            "Block_0.relu_1",
+            "Block_0",
+        ]
+        assert "Dense_0" in names(residual[0])
+
+    def test_relus_and_filters(self, residual):
+        relus = [layer for layer in residual[0].layers if isinstance(layer, tf.keras.layers.ReLU)]
+        assert [layer.name for layer in relus] == ["relu", "Block_0.relu", "Block_0.relu_1"]
+        with_filters = {
+            layer.name: layer.filters for layer in residual[0].layers if hasattr(layer, "filters")
+        }
+        assert with_filters == {"stem": 6, "Block_0.Conv_0": 6, "Block_0.Conv_1": 6}
+
+    def test_residual_connection_is_kept(self, residual):
+        model = residual[0]
+        origins = {
+            tensor._keras_history.operation.name for tensor in model.get_layer("Block_0.add").input
+        }
+        assert origins == {"relu", "Block_0.Conv_1"}
+
+    def test_names_that_tensorflow_does_not_admit(self):
+        class Odd(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                for name in ("_a", "b c", "é", "d/e"):
+                    x = nn.relu(nn.Dense(10, name=name, bias_init=SMALL)(x))
+                return x
+
+        model, parameters = wrap(Odd(), WINE)
+        assert {"_a", "b c", "é", "d.e", "relu"} <= set(names(model))
+        run = tf.function(chain(model))
+        assert largest_difference(run(WINE), Odd().apply(parameters, WINE)) < 1e-6
+        maps = GuidedBackprop(model)(WINE, np.ones((4, 10)))
+        assert np.abs(maps).max() > 0
+
+    def test_names_that_collide(self):
+        class Colliding(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                x = nn.relu(nn.Dense(10, name="relu", bias_init=SMALL)(x))
+                return nn.relu(nn.Dense(10, name="inputs")(x))
+
+        model, parameters = wrap(Colliding(), WINE)
+        assert {"relu", "relu_1", "inputs", "inputs_1"} <= set(names(model))
+        assert isinstance(model.get_layer("relu"), FlaxLayer)
+        assert isinstance(model.get_layer("inputs"), FlaxLayer)
+        assert largest_difference(chain(model)(WINE), Colliding().apply(parameters, WINE)) < 1e-6
+
+
+class TestWhatLayersCompute:
+    def test_each_is_the_intermediate_of_flax(self, residual):
+        model, parameters = residual
+        _, state = Residual().apply(parameters, DIGITS, capture_intermediates=True)
+        reported = state["intermediates"]
+        for path in ("stem", "Block_0", "Block_0.Conv_0", "Block_0.BatchNorm_0", "Block_0.Conv_1"):
+            entry = reported
+            for part in path.split("."):
+                entry = entry[part]
+            expected = entry["__call__"][0]
+            inside = tf.keras.Model(model.inputs, model.get_layer(path).output)
+            assert largest_difference(inside(DIGITS), expected) < 1e-6
+            assert largest_difference(model.truncate(path)(DIGITS), expected) < 1e-6
+
+    @pytest.mark.parametrize("cut", ["stem", "relu", "Block_0.add", "Block_0", "Dense_0"])
+    def test_cut_and_rejoined(self, residual, cut):
+        model, parameters = residual
+        between = model.get_layer(cut).output
+        front, back = tf.keras.Model(model.inputs, between), tf.keras.Model(between, model.output)
+        expected = Residual().apply(parameters, DIGITS)
+        assert largest_difference(back(front(tf.constant(DIGITS))), expected) < 1e-6
+
+    @pytest.mark.parametrize("size", [0, 1, 2, 4])
+    def test_batch_sizes(self, residual, size):
+        model, parameters = residual
+        inputs = tf.constant(DIGITS[:size])
+        given = chain(model)(inputs)
+        assert given.shape == (size, 10)
+        if size:
+            assert largest_difference(given, Residual().apply(parameters, DIGITS[:size])) < 1e-6
+
+    def test_nan(self, residual):
+        assert np.isnan(chain(residual[0])(np.full_like(DIGITS, np.nan))).all()
+
+    def test_watched_layer_uses_the_chain_and_then_the_fast_path_again(self, residual, monkeypatch):
+        from xplique_flax.bridge import Bridge
+
+        calls = []
+        original = Bridge.execute
+        monkeypatch.setattr(Bridge, "execute", lambda *a: calls.append(1) or original(*a))
+        model = residual[0]
+        GradCAM(model, conv_layer="Block_0.Conv_0")(DIGITS, TARGETS)
+        assert len(calls) > 3
+        calls.clear()
+        model(DIGITS)
+        assert len(calls) == 1
+
+    def test_replaced_call_takes_part(self):
+        model, parameters = wrap(Residual(), DIGITS)
+        model.get_layer("Dense_0").call = lambda inputs, node=0: tf.zeros((len(inputs), 10))
+        np.testing.assert_allclose(model(DIGITS), np.full((4, 10), 0.1), rtol=1e-6)
+        del model.get_layer("Dense_0").call
+        assert largest_difference(model(DIGITS), Residual().apply(parameters, DIGITS)) < 1e-6
+
+
+class Folded(nn.Module):
+    """The batch is folded into another axis, moved to another place, and repeated."""
+
+    @nn.compact
+    def __call__(self, x):
+        n = len(x)
+        x = nn.Dense(5, name="rows", bias_init=SMALL)(x.reshape(n * 8, 8))
+        x = nn.relu(x).reshape(n, 8, 5)
+        x = nn.Dense(4, name="moved", bias_init=SMALL)(jnp.transpose(x, (1, 0, 2)))
+        token = jnp.tile(self.param("token", SMALL, (1, 1, 4)), (1, n, 1))
+        x = jnp.concatenate([token, nn.relu(x)], axis=0)
+        places = nn.Embed(9, 4, name="places")(jnp.arange(9))
+        return nn.Dense(10)(jnp.transpose(x + places[:, None], (1, 0, 2)).reshape(n, -1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_batch_that_is_folded_into_other_axes(size):
+    rows = DIGITS[..., 0]
+    model, parameters = wrap(Folded(), rows)
+    assert model.get_layer("rows").output.shape == (None, 5)
+    assert model.get_layer("moved").output.shape == (8, None, 4)
+    expected = Folded().apply(parameters, rows[:size])
+    assert largest_difference(chain(model)(rows[:size]), expected) < 1e-6
+    gradient = jax.grad(lambda x: (Folded().apply(parameters, x) * TARGETS[:size]).sum())
+    maps = Saliency(chain(model))(rows[:size], TARGETS[:size])
+    assert largest_difference(maps, np.abs(gradient(rows[:size]))) < 1e-5
+
+
+class Shared(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        twice = nn.Dense(13, name="twice", bias_init=SMALL)
+        return nn.Dense(10)(nn.relu(twice(nn.relu(twice(x)))))
+
+
+def test_shared_module_is_one_layer_with_two_nodes():
+    model, parameters = wrap(Shared(), WINE)
+    assert names(model).count("twice") == 1
+    assert len(model.get_layer("twice")._inbound_nodes) == 2
+    expected = Shared().apply(parameters, WINE)
+    assert largest_difference(chain(model)(WINE), expected) < 1e-6
+    inputs = tf.keras.Input((13,))
+    twice = tf.keras.layers.Dense(13)
+    hidden = tf.keras.layers.ReLU()(twice(tf.keras.layers.ReLU()(twice(inputs))))
+    twin = tf.keras.Model(inputs, tf.keras.layers.Dense(10)(hidden))
+    twin.set_weights(model.get_weights())
+    targets = np.eye(10, dtype="float32")[:4]
+    maps = [GuidedBackprop(m)(WINE, targets) for m in (model, twin)]
+    assert largest_difference(*maps) < 1e-5
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        embed = nn.Embed(10, 13, name="embed")
+        scale = self.param("scale", SMALL, (13,))
+        x = nn.relu(nn.Dense(13)(x) * scale)
+        x = nn.Dense(13)(x) * scale + embed(jnp.array(3))
+        return embed.attend(x)
+
+
+def test_parameters_that_several_layers_use():
+    model, parameters = wrap(Tied(), WINE)
+    expected = Tied().apply(parameters, WINE)
+    assert largest_difference(chain(model)(WINE), expected) < 1e-6
+    count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+    assert model.count_params() == count
+    assert sum(weight.size for weight in model.get_weights()) == count
+    assert {"scale", "embed.embedding"} <= set(names(model))
+
+    changed = jax.tree.map(lambda leaf: leaf, parameters)
+    changed["params"]["scale"] = parameters["params"]["scale"] * 2
+    model.get_layer("scale").set_weights([changed["params"]["scale"]])
+    expected = Tied().apply(changed, WINE)
+    assert largest_difference(model(WINE), expected) < 1e-6
+    assert largest_difference(chain(model)(WINE), expected) < 1e-6
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert largest_difference(clone(WINE), expected) < 1e-6
+    head = tf.keras.Model(model.get_layer("relu").output, model.output)
+    front = tf.keras.Model(model.inputs, model.get_layer("relu").output)
+    assert largest_difference(head(front(tf.constant(WINE))), expected) < 1e-6
+
+
+class Several(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        first, rest = Halves(name="halves")(x, factor=2.0)
+        return nn.Dense(10)(jnp.concatenate([rest["low"], first], -1))
+
+
+class Halves(nn.Module):
+    @nn.compact
+    def __call__(self, x, factor):
+        x = nn.relu(nn.Dense(8, bias_init=SMALL)(x)) * factor
+        return x[:, :4], {"low": x[:, 4:], "n": 3}
+
+
+def test_module_with_several_outputs():
+    model, parameters = wrap(Several(), WINE)
+    assert [output.shape for output in model.get_layer("halves").output] == [(None, 4), (None, 4)]
+    assert largest_difference(chain(model)(WINE), Several().apply(parameters, WINE)) < 1e-6
+
+
+class TestWeights:
+    def test_order_is_that_of_keras(self, residual):
+        model, parameters = residual
+        params, stats = parameters["params"]["Block_0"], parameters["batch_stats"]["Block_0"]
+        expected = {
+            "Block_0.Conv_0": [params["Conv_0"][k] for k in ("kernel", "bias")],
+            "Block_0.BatchNorm_0": [params["BatchNorm_0"][k] for k in ("scale", "bias")]
+            + [stats["BatchNorm_0"][k] for k in ("mean", "var")],
+        }
+        # jax.tree.map gives dicts with sorted keys, in which bias comes before kernel.
+        sorted_keys = jax.tree.map(lambda leaf: leaf, parameters)
+        other = FlaxWrapper(Residual(), sorted_keys, input_shape=(8, 8, 1))
+        for wrapped in (model, other):
+            for name, weights in expected.items():
+                given = wrapped.get_layer(name).get_weights()
+                assert len(given) == len(weights)
+                for a, b in zip(given, weights, strict=True):
+                    np.testing.assert_array_equal(a, b)
+
+    def test_summary_counts_the_parameters(self, residual):
+        model, parameters = residual
+        lines = []
+        model.summary(print_fn=lambda line, **_: lines.append(line))
+        text = "".join(lines)
+        total = sum(leaf.size for leaf in jax.tree.leaves(parameters))
+        fixed = sum(leaf.size for leaf in jax.tree.leaves(parameters["batch_stats"]))
+        assert f"Total params: {total:,}" in text
+        assert f"Trainable params: {total - fixed:,}" in text
+        assert f"Non-trainable params: {fixed:,}" in text
+        assert "Block_0.Conv_0" in text
+
+    @pytest.mark.parametrize("how", ["model", "layer", "variable"])
+    def test_what_is_set_is_computed_with(self, how):
+        model, parameters = wrap(Residual(), DIGITS)
+        before = model(DIGITS).numpy()
+        kernel = parameters["params"]["stem"]["kernel"] * -2.0
+        layer = model.get_layer("stem")
+        if how == "model":
+            weights = model.get_weights()
+            weights[0] = np.asarray(kernel)
+            model.set_weights(weights)
+        elif how == "layer":
+            layer.set_weights([kernel, layer.get_weights()[1]])
+        else:
+            layer.weights[0].assign(kernel)
+        changed = jax.tree.map(lambda leaf: leaf, parameters)
+        changed["params"]["stem"]["kernel"] = kernel
+        expected = Residual().apply(changed, DIGITS)
+        assert np.abs(before - expected).max() > 1e-3
+        assert largest_difference(model(DIGITS), expected) < 1e-6
+        assert largest_difference(chain(model)(DIGITS), expected) < 1e-6
+        explained = Saliency(model)(DIGITS, TARGETS)
+        gradient = jax.grad(lambda x: (Residual().apply(changed, x) * TARGETS).sum())(DIGITS)
+        assert largest_difference(explained, np.abs(gradient)) < 1e-5
+
+    def test_clone_is_independent(self):
+        model, parameters = wrap(Residual(), DIGITS)
+        clone = tf.keras.models.clone_model(model)
+        expected = Residual().apply(parameters, DIGITS)
+        assert largest_difference(clone(DIGITS), expected) < 1e-6
+        clone.set_weights([weight * 0 for weight in clone.get_weights()])
+        np.testing.assert_allclose(clone(DIGITS), np.full((4, 10), 0.1), rtol=1e-6)
+        assert largest_difference(model(DIGITS), expected) < 1e-6
+        assert largest_difference(chain(model)(DIGITS), expected) < 1e-6
+
+    def test_layers_of_a_clone_are_not_compiled_again(self):
+        model, _ = wrap(Residual(), DIGITS)
+        graph = model._core.graph
+        chain(model)(DIGITS)
+        index = next(i for i, cell in enumerate(graph.cells) if cell.layer == "stem")
+        compiled = graph.function_of(index).jitted
+        assert compiled._cache_size() == 1
+        tf.keras.models.clone_model(model)(DIGITS)
+        assert compiled._cache_size() == 1
+
+
+class TestReLUs:
+    def test_gradients_of_changed_relus(self):
+        """Guided Backprop and DeconvNet against their definition, in JAX alone."""
+        model, parameters = wrap(Residual(), DIGITS)
+
+        def changed(rule):
+            @jax.custom_vjp
+            def relu(x):
+                return jnp.maximum(x, 0)
+
+            relu.defvjp(lambda x: (relu(x), x), lambda x, g: (rule(x, jnp.maximum(g, 0)),))
+            original, nn.relu = nn.relu, relu
+            try:
+                score = lambda x: (Residual().apply(parameters, x) * TARGETS).sum()  # noqa: E731
+                return jax.grad(score)(DIGITS)
+            finally:
+                nn.relu = original
+
+        guided = changed(lambda x, g: g * (x > 0))
+        deconv = changed(lambda x, g: g)
+        assert largest_difference(GuidedBackprop(model)(DIGITS, TARGETS), guided) < 1e-5
+        assert largest_difference(DeconvNet(model)(DIGITS, TARGETS), deconv) < 1e-5
+
+    def test_relu6_saturates(self):
+        class Six(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.relu6(nn.Dense(10)(x) * 20)
+
+        model, parameters = wrap(Six(), WINE)
+        layer = next(layer for layer in model.layers if isinstance(layer, ReLU))
+        assert layer.max_value == 6
+        assert (np.asarray(Six().apply(parameters, WINE)) == 6).any()
+        assert largest_difference(chain(model)(WINE), Six().apply(parameters, WINE)) < 1e-6
+
+    def test_another_function_called_relu_is_no_relu(self):
+        @jax.custom_jvp
+        def relu(x):
+            return jnp.maximum(x, 0) + 1
+
+        relu.defjvp(lambda p, t: (relu(*p), jnp.where(p[0] > 0, t[0], 0)))
+
+        class Own(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.Dense(10)(relu(nn.Dense(5)(x)))
+
+        model, parameters = wrap(Own(), WINE)
+        assert not any(isinstance(layer, ReLU) for layer in model.layers)
+        assert largest_difference(chain(model)(WINE), Own().apply(parameters, WINE)) < 1e-6
+
+    @pytest.mark.parametrize("transform", [nn.jit, nn.remat])
+    def test_modules_inside_transforms_are_found(self, transform):
+        class Transformed(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                x = transform(Block)(1, name="one")(x)
+                x = transform(Block)(1, name="two")(x)
+                return nn.Dense(10)(x.reshape(len(x), -1))
+
+        model, parameters = wrap(Transformed(), DIGITS)
+        assert {"one.Conv_0", "one.relu", "two.Conv_1", "two.relu_1"} <= set(names(model))
+        expected = Transformed().apply(parameters, DIGITS)
+        assert largest_difference(chain(model)(DIGITS), expected) < 1e-6
+
+
+def test_default_convolution_is_the_last_one(residual):
+    model = residual[0]
+    for method in (GradCAM, FEM):
+        chosen = method(model)(DIGITS, TARGETS)
+        by_name = method(model, conv_layer="Block_0.Conv_1")(DIGITS, TARGETS)
+        by_index = method(model, conv_layer=names(model).index("Block_0.Conv_1"))(DIGITS, TARGETS)
+        np.testing.assert_array_equal(chosen, by_name)
+        np.testing.assert_array_equal(chosen, by_index)
+        other = method(model, conv_layer="stem")(DIGITS, TARGETS)
+        assert np.abs(chosen - other).max() > 1e-4
+
+
+def test_dimension_that_depends_on_the_batch():
+    value = Value(((2, 0), (0, 5), (1, 1)), "float32")
+    assert value.shape(None) == (None, 5, None)
+    assert value.shape(3) == (6, 5, 4)
+
+
+class Unsteady(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(13, name="first")(x)
+        return nn.Dense(10)(nn.relu(x) if len(x) < 4 else x)
+
+
+def test_model_that_changes_with_the_batch_size():
+    model, parameters = wrap(Unsteady(), WINE)
+    assert largest_difference(model(WINE), Unsteady().apply(parameters, WINE)) < 1e-6
+    with pytest.raises(ValueError, match="does other things for a batch of 4 samples"):
+        chain(model)(WINE)
+
+
+def test_every_layer_is_ours(residual):
+    kinds = {type(layer) for layer in residual[0].layers[1:]}
+    assert kinds == {FlaxLayer, ReLU}
