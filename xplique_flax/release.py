@@ -70,4 +70,4 @@ def release_all(kind: type[Any]) -> None:
     if explainers is not None:
         for model in list(explainers.BlackBoxExplainer._cache_models.values()):
             if isinstance(model, kind):
-                model.release()
+                model._release()

@@ -1,0 +1,213 @@
+"""Bad input, told by messages that name the argument, what was given, and what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import tensorflow as tf
+
+from .graph import UNUSED
+
+
+def check_module(flax_module: Any) -> None:
+    """Refuse what is no instance of a Linen module."""
+    if not isinstance(flax_module, nn.Module):
+        made = " Make an instance of it." if isinstance(flax_module, type) else ""
+        raise TypeError(
+            f"`flax_module` is of type {_type_name(flax_module)}. "
+            f"Accepted is an instance of flax.linen.Module.{made}"
+        )
+
+
+def check_parameters(parameters: Any) -> None:
+    """Refuse what ``init()`` of a module does not return."""
+    wanted = (
+        "Accepted is the pytree that `flax_module.init()` returns, a dict or FrozenDict with at "
+        "least the key 'params'."
+    )
+    if not isinstance(parameters, Mapping):
+        raise TypeError(
+            f"`parameters` is of type {_type_name(parameters)}. {wanted} For a TrainState: "
+            '`{"params": state.params}`, with `"batch_stats"` if the model has some.'
+        )
+    if parameters and "params" not in parameters:  # a module without parameters has none
+        keys = sorted(map(str, parameters))
+        inside = (
+            "It looks like the content of 'params': pass `{'params': parameters}`."
+            if keys
+            and all(
+                isinstance(value, Mapping | jax.Array | np.ndarray) for value in parameters.values()
+            )
+            and not {"batch_stats", "cache", "intermediates"} & set(keys)
+            else "Add the collection 'params' to it."
+        )
+        raise ValueError(f"`parameters` has the keys {keys}. {wanted} {inside}")
+    for path, leaf in jax.tree.flatten_with_path(parameters)[0]:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(
+            leaf, jax.ShapeDtypeStruct
+        ):
+            raise TypeError(
+                f"`parameters` has an entry that is no array: {jax.tree_util.keystr(path)} is of "
+                f"type {_type_name(leaf)}. Accepted are arrays of JAX or NumPy; "
+                "`jax.tree.map(jnp.asarray, parameters)` makes some of lists of numbers."
+            )
+
+
+def checked_apply_kwargs(apply_kwargs: Any) -> dict[str, Any]:
+    """Return the keyword arguments as a dict of their own."""
+    if apply_kwargs is None:
+        return {}
+    if not isinstance(apply_kwargs, Mapping) or not all(isinstance(k, str) for k in apply_kwargs):
+        raise TypeError(
+            f"`apply_kwargs` is {apply_kwargs!r}. Accepted is a dict of keyword arguments of the "
+            'module\'s call, such as `{"train": False}`.'
+        )
+    reserved = {
+        "mutable": "leave it out: state is not updated while explaining",
+        "capture_intermediates": "leave it out: get_layer() shows the inside",
+        "rngs": "use the argument `rngs` of FlaxWrapper",
+        "method": "use the argument `method` of FlaxWrapper",
+    }
+    for name, fix in reserved.items():
+        if name in apply_kwargs:
+            raise ValueError(
+                f"`apply_kwargs` has {name!r}, which is an argument of Flax's `apply` and not of "
+                f"the module's call. Accepted are keyword arguments of the call; {fix}."
+            )
+    return dict(apply_kwargs)
+
+
+def checked_method(flax_module: nn.Module, method: Any) -> Callable | None:
+    """Return the function that a method or its name stands for."""
+    if method is None:
+        return None
+    found = getattr(type(flax_module), method, None) if isinstance(method, str) else method
+    if not callable(found):
+        raise ValueError(
+            f"`method` is {method!r}, which is no method of {type(flax_module).__name__}. "
+            f"Accepted are {_method_names(flax_module)}, or a function of the module and inputs."
+        )
+    return found
+
+
+def check_call(function: Callable, flax_module: nn.Module, apply_kwargs: dict[str, Any]) -> None:
+    """Refuse keyword arguments that are unknown to the call, or missing from it."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    parameters = list(signature.parameters.values())[2:]
+    try:
+        signature.bind(flax_module, None, **apply_kwargs)
+    except TypeError as error:
+        names = [p.name for p in parameters]
+        raise ValueError(
+            f"`apply_kwargs` is {apply_kwargs}, which does not fit the module's call, "
+            f"{function.__qualname__}{signature}: {error}. Accepted are the keyword arguments "
+            f"{names}, given for every call, for example `apply_kwargs={{{_example(names)}}}`."
+        ) from None
+
+
+def _example(names: list[str]) -> str:
+    return f'"{names[0]}": {"True" if names[0] == "deterministic" else "False"}' if names else ""
+
+
+def _method_names(flax_module: nn.Module) -> list[str]:
+    module = type(flax_module)
+    own = [
+        name
+        for name, _ in inspect.getmembers(module, inspect.isfunction)
+        if not name.startswith("_") and not hasattr(nn.Module, name)
+    ]
+    return ["__call__", *own]
+
+
+def _type_name(value: Any) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name} (a class)" if isinstance(value, type) else name
+
+
+def checked_input_shape(input_shape: Any) -> tuple[int, ...] | None:
+    """Return the shape of a sample as a tuple of integers."""
+    if input_shape is None:
+        return None
+    wanted = (
+        "Accepted is the shape of one sample, without the batch dimension: a tuple of positive "
+        "integers, such as (28, 28, 1) for images, (T, W) for time series, (W,) for tabular data, "
+        "or None."
+    )
+    sizes = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    if sizes and sizes[0] is None:
+        raise ValueError(
+            f"`input_shape` is {input_shape}, which begins with None, as a batch dimension does. "
+            f"{wanted} Pass {sizes[1:]}."
+        )
+    if not sizes or not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in sizes
+    ):
+        raise ValueError(f"`input_shape` is {input_shape}. {wanted} inputs.shape[1:] gives it.")
+    return tuple(int(n) for n in sizes)
+
+
+def checked_inputs(inputs: Any, shape: tuple[int, ...] | None) -> tf.Tensor:
+    """Return the inputs as a float32 tensor of a shape that the model takes."""
+    try:
+        tensor = tf.convert_to_tensor(inputs)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`inputs` is of type {type(inputs).__name__}, which is no array. Accepted are "
+            f"one NumPy array or tensor of real numbers, with the batch first. {error}"
+        ) from None
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+        raise TypeError(
+            f"`inputs` is an array of {tensor.dtype.name}. Accepted are real numbers: "
+            "floating point, integer or bool."
+        )
+    rank = tensor.shape.rank
+    if rank == 0:
+        raise ValueError(
+            "`inputs` has no dimension. Accepted is an array of shape (N, ...), with the "
+            "batch first."
+        )
+    if shape is not None and rank is not None:
+        if not tensor.shape[1:].is_compatible_with(shape) or rank != len(shape) + 1:
+            raise ValueError(_wrong_shape(tensor.shape, shape))
+    return tf.cast(tensor, tf.float32)
+
+
+def _wrong_shape(given: Any, shape: tuple[int, ...]) -> str:
+    text = (
+        f"`inputs` has the shape {tuple(given)}, and the wrapper was made for samples of "
+        f"`input_shape`={shape}. Accepted are inputs of shape (N, {', '.join(map(str, shape))})."
+    )
+    sample = tuple(given)[1:]
+    if len(sample) == len(shape) > 1 and (*sample[1:], sample[0]) == shape:
+        return f"{text} They look channels first: np.moveaxis(inputs, 1, -1) makes them fit."
+    if tuple(given) == shape:
+        return f"{text} One sample is a batch of one: inputs[None]."
+    return f"{text} Resize the inputs, or wrap the model again with another `input_shape`."
+
+
+def no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:
+    """Say why a layer is not there, and which ones are."""
+    if name in hidden and hidden[name] == UNUSED:
+        return (
+            f"`layer` is {name!r}, a module whose output the explained output does not depend on. "
+            f"Accepted are {names}."
+        )
+    if name in hidden:
+        return (
+            f"`layer` is {name!r}, a module inside a `{hidden[name]}`, where one layer stands for "
+            f"many calls and has no single output. Accepted are {names}: take the layer that has "
+            "the loop in it, or write the loop out, with one module per step."
+        )
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"`layer` is {name!r}, and the model has no layer of this name.{meant} It has {names}."

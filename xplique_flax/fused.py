@@ -1,0 +1,96 @@
+"""A whole model as one function of TensorFlow, computed by one call of JAX per direction."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tensorflow as tf
+
+from .bridge import Bridge, JaxFunction
+from .checks import checked_inputs
+from .graph import Graph, ModelFunction
+from .outputs import checked_output
+from .release import CacheEntry
+
+
+class FusedModel:
+    """The whole model as one function, and what is known of its inputs and outputs."""
+
+    def __init__(
+        self,
+        function: ModelFunction,
+        graph: Graph | None,
+        variables: dict[int, Any],
+        cache_entry: CacheEntry,
+    ) -> None:
+        self.function = function
+        self.graph = graph
+        self.shape = None if graph is None else graph.input_shape
+        self.hidden = {} if graph is None else graph.hidden
+        self.cache_entry = cache_entry
+        self._variables = variables
+        self._bridge = Bridge(JaxFunction(self._forward, [True], [True]), self._leaves_of_call)
+        self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
+
+    def leaves(self) -> list[Any]:
+        """Return the current parameters."""
+        variables = self._variables
+        return [
+            variables[i].array if i in variables else leaf
+            for i, leaf in enumerate(self.function.leaves)
+        ]
+
+    def _leaves_of_call(self) -> list[Any]:
+        self.cache_entry.release()
+        return self.leaves()
+
+    def _forward(self, leaves: Sequence[Any], inputs: Any) -> tuple:
+        if inputs.shape[0] == 0:  # which many modules can't reshape
+            return (jnp.zeros((0, *self.output_shape(inputs.shape[1:]))),)
+        return (self.function(leaves, inputs),)
+
+    def _output_shape(self, sample: tuple[int, ...]) -> tuple[int, ...]:
+        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.function.leaves]
+        output = jax.eval_shape(
+            self.function, leaves, jax.ShapeDtypeStruct((2, *sample), jnp.float32)
+        )
+        return tuple(output.shape[1:])
+
+    def output_shape(self, sample: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the shape of one output; it raises what is wrong with the sample's shape."""
+        return self._output_shapes(sample)
+
+    def checked(self, inputs: Any) -> tf.Tensor:
+        """Return the inputs as a float32 tensor of a shape that the model takes."""
+        return checked_inputs(inputs, self.shape)
+
+    def __call__(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Return the outputs for a tensor that was checked."""
+        sample = self.shape
+        if sample is None and tensor.shape[1:].is_fully_defined():
+            sample = tuple(tensor.shape[1:])
+        shape = None
+        if sample is not None:
+            shape = [tensor.shape[0], *self.output_shape(sample)]
+        return self._bridge([tensor], [(shape, tf.float32)])[0]
+
+
+class Truncated:
+    """A traced model up to one of its layers, as the function of a wrapper."""
+
+    def __init__(self, core: FusedModel, graph: Graph, layer: str) -> None:
+        self._graph = graph
+        self._layer = layer
+        self.leaves = core.leaves()
+        self.leaf_names = core.function.leaf_names
+        self.name = f"{core.function.name}_{layer}"
+
+    def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
+        """Return the output of the layer."""
+        return checked_output(self._graph.prefix(self._layer, leaves, inputs), inputs)
+
+    tagged = __call__

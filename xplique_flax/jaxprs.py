@@ -1,0 +1,173 @@
+"""Reading jaxprs: tags, ReLUs, and what is inside of what.
+
+All that depends on how JAX writes down a traced function is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+
+_TAG = "xplique_flax"
+_INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
+_CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
+
+_DIVISIONS = {"exp": "softmax", "reduce_window_sum": "avg_pool", "reduce_sum": "mean"}
+_OPERATIONS = {
+    "reduce_window_max": "max_pool",
+    "reduce_max": "max",
+    "reduce_sum": "sum",
+    "dot_general": "dot",
+    "logistic": "sigmoid",
+}
+
+
+def tag(tree: Any, kind: str, path: str) -> Any:
+    """Mark the arrays of a module's inputs or outputs, so that they are found in the jaxpr.
+
+    Parameters
+    ----------
+    tree
+        The pytree of arguments or results; leaves that are no numeric arrays stay as they are.
+    kind
+        ``"in"`` or ``"out"``.
+    path
+        The module's path.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    # An array that is given twice stays one object: modules ask whether query *is* key.
+    arrays = {
+        id(leaf): leaf
+        for leaf in leaves
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.number)
+    }
+    tagged = {
+        key: checkpoint_name(array, f"{_TAG}:{kind}:{index}/{len(arrays)}:{path}")
+        for index, (key, array) in enumerate(arrays.items())
+    }
+    return jax.tree.unflatten(structure, [tagged.get(id(leaf), leaf) for leaf in leaves])
+
+
+def inline(jaxpr: core.Jaxpr, consts: Sequence[Any], *arguments: Any) -> list[Any]:
+    """Evaluate a jaxpr, with the calls that have a tag or a ReLU in them inlined."""
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        values = [read(atom) for atom in eqn.invars]
+        if eqn.primitive.name in _INLINED and any(map(_is_mark, equations_within(eqn))):
+            inner = eqn.params["jaxpr"]
+            if isinstance(inner, core.ClosedJaxpr):
+                results = inline(inner.jaxpr, inner.consts, *values)
+            else:
+                results = inline(inner, (), *values)
+        else:
+            results = _bind(jaxpr, eqn, values)
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    bound = {atom: v for atom, v in zip(eqn.invars, values, strict=True) if is_variable(atom)}
+    single = jaxpr.replace(constvars=[], invars=list(bound), outvars=eqn.outvars, eqns=[eqn])
+    return jax.core.eval_jaxpr(single, (), *bound.values())
+
+
+def is_variable(atom: Any) -> bool:
+    """Tell a variable from a literal."""
+    return not isinstance(atom, core.Literal)
+
+
+def only_variables(atoms: Iterable[Any]) -> list[Any]:
+    """Leave the literals out."""
+    return [atom for atom in atoms if is_variable(atom)]
+
+
+def equations_within(eqn: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
+    """Yield the equations inside of an equation, at any depth."""
+    for jaxpr in core.jaxprs_in_params(eqn.params):
+        yield from all_equations(jaxpr)
+
+
+def all_equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Yield the equations of a jaxpr, and those inside of them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        yield from equations_within(eqn)
+
+
+def _is_mark(eqn: core.JaxprEqn) -> bool:
+    return parse_tag(eqn) is not None or relu_ceiling(eqn) is not None
+
+
+def parse_tag(eqn: core.JaxprEqn) -> tuple[str, int, int, str] | None:
+    """Return a tag's kind, position, number of tags that belong together, and path."""
+    if eqn.primitive.name != "name" or not eqn.params["name"].startswith(f"{_TAG}:"):
+        return None
+    _, kind, counts, path = eqn.params["name"].split(":", 3)
+    position, count = map(int, counts.split("/"))
+    return kind, position, count, path
+
+
+def relu_ceiling(eqn: core.JaxprEqn) -> float | None:
+    """Return where a ReLU saturates, infinity for a plain one; ``None`` if it is no ReLU.
+
+    A function is a ReLU by its name and by what it computes: a user's own ``relu`` may be another.
+    """
+    if eqn.primitive.name != "custom_jvp_call":
+        return None
+    inner = list(equations_within(eqn))
+    if eqn.params["call_jaxpr"].jaxpr.debug_info.func_name not in ("relu", "relu6"):
+        return None
+    steps = [e for e in inner if not list(core.jaxprs_in_params(e.params))]
+    bounds = [
+        (e.primitive.name, [float(a.val) for a in e.invars if isinstance(a, core.Literal)])
+        for e in steps
+    ]
+    if bounds == [("max", [0.0])]:
+        return float("inf")
+    if len(bounds) == 2 and bounds[0] == ("max", [0.0]) and bounds[1][0] == "min":
+        return bounds[1][1][0] if bounds[1][1] else None
+    return None
+
+
+def operation_name(equations: Sequence[core.JaxprEqn]) -> str:
+    """Return what some equations do, as far as the last of them tells, as a name for them all."""
+    if not equations:
+        return "identity"
+    names = [eqn.primitive.name for eqn in equations]
+    if names[-1] == "div":
+        for part, whole in _DIVISIONS.items():
+            if part in names:
+                return whole
+    called = str(equations[-1].params.get("name", names[-1])).strip("_")
+    return _OPERATIONS.get(called, called)
+
+
+def enclosing_operation(eqn: core.JaxprEqn) -> str:
+    """Return what users call the operation that has other equations inside."""
+    return _CALLS.get(eqn.primitive.name, eqn.primitive.name)
+
+
+def is_convolution(eqn: core.JaxprEqn) -> bool:
+    """Return whether an equation convolves, itself or inside of a call."""
+    names = [eqn.primitive.name]
+    if names[0] in _INLINED:
+        names += [inner.primitive.name for inner in equations_within(eqn)]
+    return "conv_general_dilated" in names
+
+
+def convolution_ranks(jaxpr: core.Jaxpr) -> set[int]:
+    """Return how many dimensions the inputs of the convolutions have, batch and channels too."""
+    return {
+        len(eqn.params["dimension_numbers"].out_spec)
+        for eqn in all_equations(jaxpr)
+        if eqn.primitive.name == "conv_general_dilated"
+    }
