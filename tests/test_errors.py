@@ -4,10 +4,12 @@ import gc
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +17,7 @@ from xplique.attributions import FEM, DeconvNet, GradCAM, GradCAMPP, GuidedBackp
 from xplique.metrics import ModelRandomizationMetric
 
 from xplique_flax import FlaxWrapper
+from xplique_flax.requirements import check_requirements
 
 IMAGES = np.linspace(0, 1, 2 * 8 * 8 * 3, dtype="float32").reshape(2, 8, 8, 3)
 TARGETS = np.eye(4, dtype="float32")[[0, 1]]
@@ -384,6 +387,10 @@ class TestLayers:
                 lambda index=index: wrapped.get_layer(index=index),
             )
 
+    def test_neither_name_nor_index(self, wrapped):
+        with pytest.raises(ValueError, match="either a layer name or layer index"):
+            wrapped.get_layer()
+
     def test_truncate_at_the_input(self, wrapped):
         raises(ValueError, ["'inputs'", "computes nothing"], lambda: wrapped.truncate("inputs"))
 
@@ -448,6 +455,7 @@ class TestWithoutInputShape:
             lambda w: w.set_weights([]),
             lambda w: tf.keras.models.clone_model(w),
             lambda w: w.layers,
+            lambda w: tf.keras.Model(w.inputs, w.outputs)(tf.zeros(2)),
             lambda w: ModelRandomizationMetric(w, IMAGES, TARGETS)(Saliency(w)),
         ],
     )
@@ -485,34 +493,42 @@ def test_saving_through_keras(params, tmp_path):
     message(error, "is not available", "Orbax")
 
 
-PRETEND = """
-from importlib import metadata
-real = metadata.version
-def version(name):
-    if name == {package!r}:
-        if {version!r} is None:
-            raise metadata.PackageNotFoundError(name)
-        return {version!r}
-    return real(name)
-metadata.version = version
-"""
+REFUSED_ENVIRONMENTS = [
+    ({"KERAS_BACKEND": "jax"}, None, ["backend to be TensorFlow", "'jax'", "KERAS_BACKEND"]),
+    ({"TF_USE_LEGACY_KERAS": "1"}, None, ["Keras 3", "TF_USE_LEGACY_KERAS=1", "Unset it"]),
+    ({}, ("jax", None), ["jax 0.10 or later", "not installed", "pip install"]),
+    ({}, ("jax", "0.4.38"), ["jax 0.10 or later", "jax 0.4.38 is installed", "Upgrade"]),
+    ({}, ("flax", None), ["flax 0.12 or later", "not installed", "pip install"]),
+    ({}, ("flax", "0.8.0"), ["flax 0.12 or later", "flax 0.8.0 is installed", "Upgrade"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("environment", "before", "parts"),
-    [
-        ({"KERAS_BACKEND": "jax"}, "", ["backend to be TensorFlow", "'jax'", "KERAS_BACKEND"]),
-        ({"TF_USE_LEGACY_KERAS": "1"}, "", ["Keras 3", "TF_USE_LEGACY_KERAS=1", "Unset it"]),
-        ({}, ("jax", None), ["jax 0.10 or later", "not installed", "pip install"]),
-        ({}, ("jax", "0.4.38"), ["jax 0.10 or later", "jax 0.4.38 is installed", "Upgrade"]),
-        ({}, ("flax", None), ["flax 0.12 or later", "not installed", "pip install"]),
-        ({}, ("flax", "0.8.0"), ["flax 0.12 or later", "flax 0.8.0 is installed", "Upgrade"]),
-    ],
-)
-def test_environment_is_refused(environment, before, parts):
-    code = PRETEND.format(package=before[0], version=before[1]) if before else ""
+@pytest.mark.parametrize(("environment", "installed", "parts"), REFUSED_ENVIRONMENTS)
+def test_environment_is_refused(environment, installed, parts, monkeypatch):
+    def version(package, known=metadata.version):
+        if installed is None or package != installed[0]:
+            return known(package)
+        if installed[1] is None:
+            raise metadata.PackageNotFoundError(package)
+        return installed[1]
+
+    monkeypatch.setattr(metadata, "version", version)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    raises(ImportError, ["xplique_flax needs", *parts], check_requirements)
+
+
+def test_backend_that_is_set_in_the_file_of_keras(monkeypatch):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    check_requirements()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    raises(ImportError, ["backend to be TensorFlow", "'torch'"], check_requirements)
+
+
+@pytest.mark.parametrize(("environment", "installed", "parts"), REFUSED_ENVIRONMENTS[:2])
+def test_import_is_refused(environment, installed, parts):
     run = subprocess.run(
-        [sys.executable, "-c", code + "import xplique_flax"],
+        [sys.executable, "-c", "import xplique_flax"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -521,8 +537,7 @@ def test_environment_is_refused(environment, before, parts):
     last = run.stderr.strip().splitlines()[-1]
     assert run.returncode == 1
     assert last.startswith("ImportError: xplique_flax needs")
-    for part in parts:
-        assert part in last
+    assert all(part in last for part in parts)
 
 
 def test_deleted_wrapper_in_a_graph(params):

@@ -283,6 +283,75 @@ def test_module_with_several_outputs():
     assert largest_difference(chain(model)(WINE), Several().apply(parameters, WINE)) < 1e-6
 
 
+class Looked(nn.Module):
+    """Integers go from one module to the next, and one module sees no batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        codes = Codes(name="codes")(x)
+        looked_up = nn.Embed(4, 5, name="table")(codes).reshape(len(x), -1)
+        average = nn.Dense(13, name="average")(x.mean(0))
+        return nn.Dense(10)(jnp.concatenate([looked_up, x * average], -1))
+
+
+class Codes(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.clip(jnp.floor(x * 4), 0, 3).astype(int)
+
+
+def test_integers_and_values_without_a_batch_between_layers():
+    model, parameters = wrap(Looked(), WINE)
+    assert model.get_layer("codes").output.dtype == "int32"
+    assert model.get_layer("average").output.shape == (13,)
+    targets = np.eye(10, dtype="float32")[:4]
+    for size in (2, 4):
+        expected = Looked().apply(parameters, WINE[:size])
+        assert largest_difference(chain(model)(WINE[:size]), expected) < 1e-6
+    gradient = jax.grad(lambda x: (Looked().apply(parameters, x) * targets).sum())(WINE)
+    assert largest_difference(Saliency(chain(model))(WINE, targets), np.abs(gradient)) < 1e-5
+
+
+@pytest.mark.parametrize("value", [0.5, None], ids=["a number", "a parameter"])
+def test_output_that_does_not_depend_on_the_input(value):
+    class Constant(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            bias = self.param("bias", SMALL, (10,))
+            return jnp.full((len(x), 10), value) if value else jnp.tile(bias, (len(x), 1))
+
+    model, parameters = wrap(Constant(), WINE)
+    expected = Constant().apply(parameters, WINE)
+    np.testing.assert_allclose(model(WINE), expected)
+    np.testing.assert_allclose(chain(model)(WINE), expected)
+
+
+def test_identity():
+    class Identity(nn.Module):
+        def __call__(self, x):
+            return x
+
+    model, _ = wrap(Identity(), WINE)
+    np.testing.assert_array_equal(model(WINE), WINE)
+    np.testing.assert_array_equal(chain(model)(WINE), WINE)
+
+
+class Pooling(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(3, (3, 3), name="a")(nn.max_pool(nn.Conv(3, (3, 3), name="c")(x), (2, 2)))
+        x = nn.Conv(3, (3, 3), name="b")(nn.avg_pool(x, (2, 2)))
+        return nn.Dense(10)(jax.nn.sigmoid(x.mean((1, 2))))
+
+
+def test_what_lies_between_modules_is_named_by_what_it_does():
+    model, parameters = wrap(Pooling(), DIGITS)
+    assert names(model) == [
+        *("inputs", "c", "max_pool", "a", "avg_pool", "b", "sigmoid", "Dense_0")
+    ]
+    assert largest_difference(chain(model)(DIGITS), Pooling().apply(parameters, DIGITS)) < 1e-6
+
+
 class TestWeights:
     def test_order_is_that_of_keras(self, residual):
         model, parameters = residual

@@ -213,6 +213,12 @@ def test_settings_of_the_user_change_nothing(shape):
         np.testing.assert_allclose(model(WINE), expected, rtol=1e-6)
     finally:
         keras.config.set_dtype_policy(policy)
+    with jax.disable_jit():
+        model = FlaxWrapper(MODULE, PARAMETERS, input_shape=shape)
+        np.testing.assert_allclose(model(WINE), expected, rtol=1e-6)
+        if shape:
+            chain = tf.keras.Model(model.inputs, model.outputs)
+            np.testing.assert_allclose(chain(WINE), expected, rtol=1e-6)
     with jax.enable_x64(True):
         model = FlaxWrapper(MODULE, PARAMETERS, input_shape=shape)
         assert model(WINE).dtype == tf.float32

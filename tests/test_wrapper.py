@@ -1,6 +1,7 @@
 """The wrapper as a Keras model: inputs, outputs, gradients, arguments, truncation."""
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import keras
@@ -12,7 +13,6 @@ from sklearn.datasets import load_digits
 from xplique.attributions import Lime, Saliency
 from xplique.metrics import Deletion
 
-from tests.architectures import ARCHITECTURES
 from xplique_flax import FlaxWrapper
 
 DIGITS = (load_digits().images[:7, ..., None] / 16).astype("float32")
@@ -78,6 +78,12 @@ def test_unknown_batch_size(wrapped):
         equal(call(DIGITS[:size]), MODULE.apply(PARAMETERS, DIGITS[:size]))
         equal(gradient(DIGITS[:size]), flax_gradient(DIGITS[:size]))
     assert call(DIGITS[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("shape", [None, (None, None, None, 1)], ids=str)
+def test_unknown_shape(wrapped, shape):
+    call = tf.function(wrapped, input_signature=[tf.TensorSpec(shape)])
+    equal(call(DIGITS), MODULE.apply(PARAMETERS, DIGITS))
 
 
 def test_empty_batch(wrapped):
@@ -172,9 +178,6 @@ class Flagged(nn.Module):
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(6)(x))
         return {"logits": nn.Dense(10)(x), "all": (x, x * 2)}
 
-    def double(self, x):
-        return 2 * nn.Dense(3, name="other")(x) if False else 2 * x
-
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["dict", "FrozenDict"])
 @pytest.mark.parametrize("shape", [None, (64,)])
@@ -198,6 +201,25 @@ def test_flags_collections_and_structured_outputs(frozen, shape):
 
     equal(wrap("logits"), expected["logits"])
     equal(wrap(lambda out: out["all"][1]), expected["all"][1])
+
+
+@flax.struct.dataclass
+class Prediction:
+    logits: jax.Array
+    features: jax.Array
+
+
+@pytest.mark.parametrize("shape", [None, (64,)])
+def test_field_of_a_dataclass(shape):
+    class Predicting(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Prediction(logits=nn.Dense(10)(x), features=x)
+
+    rows = DIGITS.reshape(7, -1)
+    parameters = Predicting().init(jax.random.key(1), rows)
+    model = FlaxWrapper(Predicting(), parameters, output="logits", input_shape=shape)
+    equal(model(rows), Predicting().apply(parameters, rows).logits)
 
 
 class Pair(nn.Module):
@@ -312,7 +334,3 @@ def test_quickstart_of_the_page_that_users_come_from():
     gradient = jax.grad(lambda x: (MODULE.apply(params, x) * TARGETS).sum())(DIGITS)
     equal(explanations, np.abs(gradient))
     assert 0 < score < 1
-
-
-def test_architectures_are_all_there():
-    assert len(ARCHITECTURES) >= 12

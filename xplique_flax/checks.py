@@ -98,10 +98,7 @@ def checked_method(flax_module: nn.Module, method: Any) -> Callable | None:
 
 def check_call(function: Callable, flax_module: nn.Module, apply_kwargs: dict[str, Any]) -> None:
     """Refuse keyword arguments that are unknown to the call, or missing from it."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return
+    signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[2:]
     try:
         signature.bind(flax_module, None, **apply_kwargs)

@@ -98,10 +98,11 @@ class Graph:
 
     def _make_trace(self, batch: int) -> Trace:
         inputs = jax.ShapeDtypeStruct((batch, *self.input_shape), jnp.float32)
-        closed = jax.make_jaxpr(self._function)(self._leaves, inputs)
-        flat = jax.make_jaxpr(functools.partial(inline, closed.jaxpr, closed.consts))(
-            *self._leaves, inputs
-        )
+        with jax.disable_jit(False):  # the user's setting would unroll the loops
+            closed = jax.make_jaxpr(self._function)(self._leaves, inputs)
+            flat = jax.make_jaxpr(functools.partial(inline, closed.jaxpr, closed.consts))(
+                *self._leaves, inputs
+            )
         return Trace(flat, len(self._leaves))
 
     def _name(self, small: Trace, large: Trace) -> list[Cell]:

@@ -50,7 +50,9 @@ class LinenFunction:
 
         paths, self._structure = jax.tree.flatten_with_path(parameters)
         self.leaves = [jnp.asarray(leaf) for _, leaf in paths]
-        self.leaf_names = [".".join(_key(entry) for entry in path) for path, _ in paths]
+        self.leaf_names = [
+            jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
+        ]
         self.name = type(flax_module).__name__
 
     def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
@@ -142,13 +144,6 @@ def _tag_submodules(
         return call(*args, **kwargs)
     args, kwargs = tag((args, kwargs), "in", path)
     return tag(call(*args, **kwargs), "out", path)
-
-
-def _key(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
 
 
 def _flags(flax_module: nn.Module, method: Callable | None) -> str:
