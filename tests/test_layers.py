@@ -485,6 +485,25 @@ class TestReLUs:
         assert not any(isinstance(layer, ReLU) for layer in model.layers)
         assert largest_difference(chain(model)(WINE), Own().apply(parameters, WINE)) < 1e-6
 
+    @pytest.mark.parametrize("name", ["hard_silu", "hard_sigmoid"])
+    def test_activation_made_of_a_relu_is_no_relu(self, name):
+        class Hard(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                x = getattr(jax.nn, name)(nn.Dense(8, name="first")(x * 4))
+                return nn.Dense(10, name="last")(nn.relu(nn.Dense(8, name="second")(x)))
+
+        model, _ = wrap(Hard(), WINE)
+        inputs = tf.keras.Input((13,))
+        hidden = tf.keras.layers.Dense(8, activation=name)(inputs * 4)
+        hidden = tf.keras.layers.ReLU()(tf.keras.layers.Dense(8)(hidden))
+        twin = tf.keras.Model(inputs, tf.keras.layers.Dense(10)(hidden))
+        twin.set_weights(model.get_weights())
+        targets = np.eye(10, dtype="float32")[:4]
+        for method in (GuidedBackprop, DeconvNet, Saliency):
+            maps = [method(each)(WINE, targets) for each in (model, twin)]
+            assert largest_difference(*maps) < 1e-5
+
     @pytest.mark.parametrize("transform", [nn.jit, nn.remat])
     def test_modules_inside_transforms_are_found(self, transform):
         class Transformed(nn.Module):

@@ -17,6 +17,8 @@ _TAG = "xplique_flax"
 _INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
 _CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
 
+# Activations that JAX makes of ReLUs, which are none themselves: Keras has them as one function.
+_ACTIVATIONS = ("hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh")
 _DIVISIONS = {"exp": "softmax", "reduce_window_sum": "avg_pool", "reduce_sum": "mean"}
 _OPERATIONS = {
     "reduce_window_max": "max_pool",
@@ -92,6 +94,8 @@ def only_variables(atoms: Iterable[Any]) -> list[Any]:
 
 def equations_within(eqn: core.JaxprEqn) -> Iterator[core.JaxprEqn]:
     """Yield the equations inside of an equation, at any depth."""
+    if eqn.params.get("name") in _ACTIVATIONS:
+        return
     for jaxpr in core.jaxprs_in_params(eqn.params):
         yield from all_equations(jaxpr)
 
