@@ -59,7 +59,15 @@ class FlaxWrapper(keras.Model):
     for those who look inside: a layer whose ``call`` was replaced, a sub-model, a clone.
 
     Layers are named by their module's path, such as ``Block_0.Conv_1``. Each ReLU is a Keras
-    ``ReLU`` layer.
+    ``ReLU`` layer, and what lies between modules is named by what it does, such as ``max_pool``.
+    Flax numbers modules in the order in which they are made: in ``nn.Dense(3)(nn.Dense(8)(x))``
+    the outer one is ``Dense_0``. A module that is called twice is one layer with two nodes.
+
+    The wrapper behaves as a Keras functional model does, and is held to give the explanations of
+    a native one with the same weights. It can't be trained, saved or exported through Keras.
+
+    Threads may explain with one wrapper at the same time, but for Grad-CAM, Grad-CAM++ and TCAV:
+    while they run they replace a layer's ``call``, of a native Keras model too.
 
     Examples
     --------
