@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 import tensorflow as tf
+from flax import nnx
+from flax.training.train_state import TrainState
 from xplique.attributions import FEM, DeconvNet, GradCAM, GradCAMPP, GuidedBackprop, Saliency
 from xplique.metrics import ModelRandomizationMetric
 
@@ -102,6 +105,23 @@ class Lookup(nn.Module):
         return nn.Embed(9, 4)(x).mean(1)
 
 
+class Both(nn.Module):
+    def __call__(self, x):
+        return x * 2, x + 1
+
+
+class Whole(nn.Module):
+    def __call__(self, x):
+        return (x > 0).astype(int)
+
+
+class Awkward(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        a, b = Both(name="both")(nn.Dense(4, name="rows")(x.reshape(-1, 3)).reshape(-1, 8))
+        return nn.Dense(4)(a - b * Whole(name="whole")(b))
+
+
 ROWS = np.linspace(-1, 1, 12, dtype="float32").reshape(2, 6)
 
 
@@ -138,6 +158,60 @@ CONSTRUCTION = {
         lambda p: FlaxWrapper(lambda x: x, p),
         ["`flax_module` is of type builtins.function", "flax.linen.Module"],
     ),
+    "arguments in the wrong order": (
+        TypeError,
+        lambda p: FlaxWrapper(p, CNN()),
+        ["`flax_module` is of type builtins.dict", "FlaxWrapper(flax_module, parameters)"],
+    ),
+    "a module of NNX": (
+        TypeError,
+        lambda p: FlaxWrapper(nnx.Linear(2, 2, rngs=nnx.Rngs(0))),
+        ["`flax_module`", "NNX modules are not supported", "nnx.bridge.ToLinen"],
+    ),
+    "a training state for a module": (
+        TypeError,
+        lambda p: FlaxWrapper(
+            TrainState.create(apply_fn=None, params=p["params"], tx=optax.sgd(0.1))
+        ),
+        ["`flax_module`", "TrainState", "the training state was made for"],
+    ),
+    "a training state for the parameters": (
+        TypeError,
+        lambda p: FlaxWrapper(
+            CNN(), TrainState.create(apply_fn=None, params=p["params"], tx=optax.sgd(0.1))
+        ),
+        ["`parameters` is of type", "TrainState", '`{"params": state.params}`'],
+    ),
+    "params twice": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), {"params": p}),
+        ["`parameters` has 'params' twice", "Pass `parameters['params']`"],
+    ),
+    "an entry that is None": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), {"params": {"kernel": None}}),
+        ["`parameters`", "['params']['kernel'] is of type builtins.NoneType"],
+    ),
+    "a random key among the parameters": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), {**p, "rngs": {"key": jax.random.key(0)}}),
+        ["`parameters`", "['rngs']['key']", "dtype key<fry>", "numeric arrays"],
+    ),
+    "rngs that are no keys": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p, rngs={"dropout": 3}),
+        ["`rngs` is {'dropout': 3}", '`{"dropout": jax.random.key(0)}`'],
+    ),
+    "rngs that are data": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p, rngs=IMAGES),
+        ["`rngs` is array(", "of type numpy.ndarray", '`{"dropout": jax.random.key(0)}`'],
+    ),
+    "an input_shape that is data": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p, input_shape=IMAGES),
+        ["`input_shape` is of type numpy.ndarray", "inputs.shape[1:] gives it"],
+    ),
     "no parameters": (
         TypeError,
         lambda p: FlaxWrapper(CNN()),
@@ -156,7 +230,7 @@ CONSTRUCTION = {
     "an entry that is no array": (
         TypeError,
         lambda p: FlaxWrapper(CNN(), {"params": {"kernel": "text"}}),
-        ["`parameters`", "['params']['kernel'] is of type builtins.str", "jnp.asarray"],
+        ["`parameters`", "['params']['kernel'] is of type builtins.str", "np.asarray"],
     ),
     "parameters of another module": (
         ValueError,
@@ -168,13 +242,13 @@ CONSTRUCTION = {
     "parameters for another input": (
         ValueError,
         lambda p: FlaxWrapper(CNN(), p, input_shape=(8, 8, 1)),
-        ["samples of shape (8, 8, 1)", "(3, 3, 3, 5)", "`inputs`", "parameters were made for"],
+        ["(N, 8, 8, 1)", "(3, 3, 3, 5)", "`inputs`", "they were made for"],
     ),
     "channels first": (
         ValueError,
         lambda p: FlaxWrapper(CNN(), p, input_shape=(3, 8, 8)),
         [
-            "(3, 8, 8)",
+            "(N, 3, 8, 8)",
             "channels first",
             "samples of shape (8, 8, 3) do fit",
             "np.moveaxis(inputs, 1, -1)",
@@ -216,14 +290,14 @@ CONSTRUCTION = {
         ["`input_shape` is (8, None, 3)", "positive integers"],
     ),
     "an input_shape that is text": (
-        ValueError,
+        TypeError,
         lambda p: FlaxWrapper(CNN(), p, input_shape="8x8"),
-        ["`input_shape` is 8x8", "positive integers"],
+        ["`input_shape` is of type builtins.str", "positive integers", "inputs.shape[1:]"],
     ),
     "an input_shape with a batch": (
         ValueError,
         lambda p: FlaxWrapper(CNN(), p, input_shape=(2, 8, 8, 3)),
-        ["(2, 8, 8, 3)", "Samples of shape (8, 8, 3) do fit", "batch dimension"],
+        ["(N, 2, 8, 8, 3)", "Samples of shape (8, 8, 3) do fit", "batch dimension"],
     ),
     "an input_shape with a batch of one": (
         ValueError,
@@ -253,7 +327,35 @@ def test_batch_of_one_in_the_shape_of_a_fully_convolutional_model():
     )
 
 
+class Merging(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5)(nn.Dense(4)(x))
+
+
+class Branching(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(x if x.sum() > 0 else -x)
+
+
 class TestModes:
+    def test_flag_that_flax_asks_for(self):
+        parameters = {"params": {"Dense_0": made(Structured("scalar"), ROWS)["params"]["Dense_0"]}}
+        raises(
+            ValueError,
+            ["`apply_kwargs`: a flag", "deterministic", "modules that need it"],
+            lambda: FlaxWrapper(Merging(), parameters)(ROWS),
+        )
+
+    def test_python_that_depends_on_values(self):
+        parameters = {"params": {"Dense_0": made(Structured("scalar"), ROWS)["params"]["Dense_0"]}}
+        raises(
+            ValueError,
+            ["`flax_module`", "not on their values", "jnp.where or jax.lax.cond"],
+            lambda: FlaxWrapper(Branching(), parameters)(ROWS),
+        )
+
     def test_missing_flag(self):
         parameters = made(Training(), ROWS, train=False)
         raises(
@@ -285,7 +387,7 @@ class TestModes:
     def test_training_argument_of_keras(self, params):
         raises(
             ValueError,
-            ["`training` is True", '`apply_kwargs={"train": True}`'],
+            ["`training` is set", '`apply_kwargs={"train": True}`'],
             lambda: FlaxWrapper(CNN(), params)(IMAGES, training=True),
         )
 
@@ -309,6 +411,11 @@ OUTPUTS = {
     "an unknown key": ("dict", "probs", ["`output` is 'probs'", "['features', 'logits']"]),
     "an unknown index": ("tuple", 2, ["`output` is 2", "a tuple of 2"]),
     "a key of an array": ("scalar", "logits", ["`output` is 'logits'", "one array"]),
+    "a function that fails": (
+        "dict",
+        lambda out: out["probs"],
+        ["`output` is a function that failed with KeyError", "['features', 'logits']"],
+    ),
     "a function that keeps the dict": (
         "dict",
         lambda out: out,
@@ -351,7 +458,7 @@ def test_inputs_are_refused(case, shape, params):
     wrapped = FlaxWrapper(CNN(), params, input_shape=shape)
     if shape is None:
         parts = [part for part in parts if part != "(8, 8, 3)"]
-        parts = [part.replace("(2, ", "(") for part in parts]
+        parts = [part.replace("(2, ", "(N, ") for part in parts]
     raises(kind, parts, lambda: wrapped(inputs))
 
 
@@ -386,6 +493,25 @@ class TestLayers:
                 [f"`layer` is {index}", f"{count} layers", f"from {-count} to {count - 1}"],
                 lambda index=index: wrapped.get_layer(index=index),
             )
+
+    def test_layer_that_is_no_name(self, wrapped):
+        layer = wrapped.layers[1]
+        raises(
+            TypeError,
+            ["`layer` is of type", "the name or the index"],
+            lambda: wrapped.truncate(layer),
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "part"), [("rows", "(None, 4)"), ("both", "has 2 outputs"), ("whole", "int32")]
+    )
+    def test_truncate_where_no_model_can_end(self, name, part):
+        wrapped = FlaxWrapper(Awkward(), made(Awkward(), ROWS), input_shape=(6,))
+        raises(
+            ValueError,
+            [f"`layer` is '{name}'", part, "Accepted are layers"],
+            lambda: wrapped.truncate(name),
+        )
 
     def test_neither_name_nor_index(self, wrapped):
         with pytest.raises(ValueError, match="either a layer name or layer index"):

@@ -283,6 +283,118 @@ def test_module_with_several_outputs():
     assert largest_difference(chain(model)(WINE), Several().apply(parameters, WINE)) < 1e-6
 
 
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, a, b):
+        p = nn.relu(nn.Dense(5, name="p", bias_init=SMALL)(a)) + nn.Dense(5, name="q")(b)
+        return p, nn.Conv(5, (1,), name="aside")(p[:, None])
+
+
+class Pairs(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        pair = Pair(name="pair")
+        first, _ = pair(nn.relu(nn.Dense(6)(x)), nn.tanh(nn.Dense(6)(x)))
+        return nn.Dense(10, name="head")(first)
+
+
+def test_outputs_that_nothing_needs_are_no_part_of_the_model():
+    model, parameters = wrap(Pairs(), WINE)
+    assert "pair.aside" not in names(model)
+    assert not any(hasattr(layer, "filters") for layer in model.layers[1:])
+    assert model.get_layer("pair").output.shape == (None, 5)
+    with pytest.raises(ValueError, match="does not depend on"):
+        model.get_layer("pair.aside")
+    assert largest_difference(chain(model)(WINE), Pairs().apply(parameters, WINE)) < 1e-6
+    for name in ("pair.p", "pair.q", "pair"):
+        truncated = model.truncate(name)
+        inside = tf.keras.Model(model.inputs, model.get_layer(name).output)
+        assert largest_difference(truncated(WINE), inside(WINE)) < 1e-6
+        assert largest_difference(chain(truncated)(WINE), inside(WINE)) < 1e-6
+
+
+class Helped(nn.Module):
+    def setup(self):
+        self.conv = nn.Conv(1, (3, 3), bias_init=SMALL)
+        self.norm = nn.GroupNorm(1)
+
+    def normalised(self, x):
+        return self.norm(self.conv(x))
+
+    def __call__(self, x):
+        return nn.relu(self.normalised(x))
+
+
+def test_methods_of_a_module_are_part_of_its_call():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(Helped(name="helped")(x).reshape(len(x), -1))
+
+    model, parameters = wrap(Net(), DIGITS)
+    assert {"helped", "helped.conv", "helped.norm", "helped.relu"} <= set(names(model))
+    _, state = Net().apply(parameters, DIGITS, capture_intermediates=True)
+    expected = state["intermediates"]["helped"]["__call__"][0]
+    assert largest_difference(model.truncate("helped")(DIGITS), expected) < 1e-6
+    assert len(model.get_layer("helped")._inbound_nodes) == 1
+
+
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        step = self.variable("state", "step", lambda: jnp.array(3))
+        x = nn.Dense(13, name="a")(x) * step.value
+        return nn.Dense(10, name="b")(nn.relu(x)) + step.value
+
+
+def test_counters_are_no_weights():
+    model, parameters = wrap(Counting(), WINE)
+    assert all(weight.dtype == "float32" for weight in model.get_weights())
+    expected = Counting().apply(parameters, WINE)
+    assert largest_difference(model(WINE), expected) < 1e-6
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert largest_difference(clone(WINE), expected) < 1e-6
+
+
+def test_depthwise_convolution_has_no_filters_as_in_keras():
+    class Depthwise(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(6, (3, 3), name="full")(x)
+            x = nn.Conv(6, (3, 3), feature_group_count=6, name="depthwise")(x)
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    model, _ = wrap(Depthwise(), DIGITS)
+    assert [layer.name for layer in model.layers if hasattr(layer, "filters")] == ["full"]
+    assert not hasattr(tf.keras.layers.DepthwiseConv2D(3), "filters")
+
+
+def test_shared_parameter_of_a_module_with_a_slash():
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            w = self.param("w", SMALL, (13, 13))
+            return nn.relu(x @ w) @ w
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Inner(name="enc/dec")(x)
+
+    model, parameters = wrap(Outer(), WINE)
+    assert "enc.dec.w" in names(model)
+    assert largest_difference(chain(model)(WINE), Outer().apply(parameters, WINE)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["_Private", "Réseau"])
+def test_class_names_that_tensorflow_does_not_admit(name):
+    module = type(name, (Shared,), {"__annotations__": {}})()
+    model, _ = wrap(module, WINE)
+    maps = GuidedBackprop(model)(WINE, np.eye(10, dtype="float32")[:4])
+    assert np.abs(maps).max() > 0
+
+
 class Looked(nn.Module):
     """Integers go from one module to the next, and one module sees no batch."""
 

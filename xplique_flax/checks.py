@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
+from flax import nnx
 
-from .graph import UNUSED
+from .graph import UNUSED, Value
 
 
 def check_module(flax_module: Any) -> None:
     """Refuse what is no instance of a Linen module."""
-    if not isinstance(flax_module, nn.Module):
-        made = " Make an instance of it." if isinstance(flax_module, type) else ""
-        raise TypeError(
-            f"`flax_module` is of type {_type_name(flax_module)}. "
-            f"Accepted is an instance of flax.linen.Module.{made}"
-        )
+    if isinstance(flax_module, nn.Module):
+        return
+    if isinstance(flax_module, type):
+        fix = " Make an instance of it."
+    elif isinstance(flax_module, Mapping):
+        fix = " The parameters are the second argument: FlaxWrapper(flax_module, parameters)."
+    elif isinstance(flax_module, nnx.Module):
+        fix = " NNX modules are not supported: `nnx.bridge.ToLinen` makes a Linen module of them."
+    elif hasattr(flax_module, "apply_fn"):
+        fix = " Pass the module that the training state was made for, and the state's parameters."
+    else:
+        fix = " Pass the module itself, not a function or a method of it."
+    raise TypeError(
+        f"`flax_module` is of type {_type_name(flax_module)}. "
+        f"Accepted is an instance of flax.linen.Module.{fix}"
+    )
 
 
 def check_parameters(parameters: Any) -> None:
@@ -48,15 +60,46 @@ def check_parameters(parameters: Any) -> None:
             else "Add the collection 'params' to it."
         )
         raise ValueError(f"`parameters` has the keys {keys}. {wanted} {inside}")
-    for path, leaf in jax.tree.flatten_with_path(parameters)[0]:
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(
-            leaf, jax.ShapeDtypeStruct
-        ):
+    inner = parameters.get("params")
+    if isinstance(inner, Mapping) and "params" in inner:
+        raise ValueError(
+            "`parameters` has 'params' twice, one inside of the other. "
+            f"{wanted} Pass `parameters['params']`."
+        )
+    for path, leaf in jax.tree.flatten_with_path(parameters, is_leaf=lambda leaf: leaf is None)[0]:
+        array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        if not array or not _is_numeric(leaf.dtype):
             raise TypeError(
-                f"`parameters` has an entry that is no array: {jax.tree_util.keystr(path)} is of "
-                f"type {_type_name(leaf)}. Accepted are arrays of JAX or NumPy; "
-                "`jax.tree.map(jnp.asarray, parameters)` makes some of lists of numbers."
+                f"`parameters` has an entry that is no array of numbers: "
+                f"{jax.tree_util.keystr(path)} is of type {_type_name(leaf)}"
+                f"{f' and dtype {leaf.dtype}' if array else ''}. Accepted are numeric arrays of "
+                "JAX or NumPy; `jax.tree.map(np.asarray, parameters)` makes some of tensors."
             )
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def check_rngs(rngs: Any) -> None:
+    """Refuse what is neither a random key nor a dict of some."""
+    keys = list(rngs.values()) if isinstance(rngs, Mapping) else [rngs]
+    if rngs is not None and not all(map(_is_key, keys)):
+        raise TypeError(
+            f"`rngs` is {_short(rngs)}. Accepted is a dict from the streams' names to keys, such "
+            'as `{"dropout": jax.random.key(0)}`.'
+        )
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and (
+        jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype == jnp.uint32
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:60]}... of type {_type_name(value)}"
 
 
 def checked_apply_kwargs(apply_kwargs: Any) -> dict[str, Any]:
@@ -140,8 +183,15 @@ def checked_input_shape(input_shape: Any) -> tuple[int, ...] | None:
         "integers, such as (28, 28, 1) for images, (T, W) for time series, (W,) for tabular data, "
         "or None."
     )
-    sizes = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-    if sizes and sizes[0] is None:
+    if isinstance(input_shape, int | np.integer) and not isinstance(input_shape, bool):
+        input_shape = (input_shape,)
+    if not isinstance(input_shape, tuple | list | tf.TensorShape):
+        raise TypeError(
+            f"`input_shape` is of type {_type_name(input_shape)}. {wanted} "
+            "inputs.shape[1:] gives it."
+        )
+    sizes = tuple(input_shape)
+    if sizes and sizes[0] is None and None not in sizes[1:]:
         raise ValueError(
             f"`input_shape` is {input_shape}, which begins with None, as a batch dimension does. "
             f"{wanted} Pass {sizes[1:]}."
@@ -160,7 +210,7 @@ def checked_inputs(inputs: Any, shape: tuple[int, ...] | None) -> tf.Tensor:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`inputs` is of type {type(inputs).__name__}, which is no array. Accepted are "
-            f"one NumPy array or tensor of real numbers, with the batch first. {error}"
+            f"one NumPy array or tensor of real numbers, with the batch first. {str(error)[:120]}"
         ) from None
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
         raise TypeError(
@@ -190,6 +240,31 @@ def _wrong_shape(given: Any, shape: tuple[int, ...]) -> str:
     if tuple(given) == shape:
         return f"{text} One sample is a batch of one: inputs[None]."
     return f"{text} Resize the inputs, or wrap the model again with another `input_shape`."
+
+
+def check_layer(layer: Any) -> None:
+    """Refuse what is neither the name nor the index of a layer."""
+    if not isinstance(layer, str | int):
+        raise TypeError(
+            f"`layer` is of type {_type_name(layer)}. Accepted is the name or the index of a "
+            "layer, such as `wrapped.layers[-1].name` or -1."
+        )
+
+
+def check_has_batch(layer: str, outputs: Sequence[Value]) -> None:
+    """Refuse a layer that a model can't end with."""
+    if len(outputs) > 1:
+        what = f"has {len(outputs)} outputs"
+    elif not outputs[0].is_floating:
+        what = f"gives {outputs[0].dtype}, which has no gradient"
+    elif not outputs[0].dims or outputs[0].dims[0] != (1, 0):
+        what = f"gives the shape {outputs[0].shape(None)}, in which the batch is not first or alone"
+    else:
+        return
+    raise ValueError(
+        f"`layer` is {layer!r}, which {what}. Accepted are layers with one floating point output "
+        "of shape (N, ...): take the next layer of which this is true."
+    )
 
 
 def no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:

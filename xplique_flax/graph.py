@@ -135,7 +135,7 @@ class Graph:
             )
         cells = self._share(cells)
         self.shared_names = {
-            leaf: _unique(self._leaf_names[leaf].split(".", 1)[1], taken)
+            leaf: _unique(self._leaf_names[leaf].split(".", 1)[1].replace("/", "."), taken)
             for leaf in sorted({leaf for cell in cells for leaf in cell.shared})
         }
         return cells
@@ -153,33 +153,29 @@ class Graph:
         base = f"{part.path}.{operation}" if part.path else operation
         return _unique(base, taken)
 
-    @staticmethod
-    def _share(cells: list[Cell]) -> list[Cell]:
+    def is_weight(self, leaf: int) -> bool:
+        """Tell what is trained or averaged from counters and the like, which stay as they are."""
+        return bool(jnp.issubdtype(self._leaves[leaf].dtype, jnp.inexact))
+
+    def _share(self, cells: list[Cell]) -> list[Cell]:
         """Take the parameters that several layers use out of their cells' own ones."""
         users: dict[int, set[str]] = {}
         for cell in cells:
-            for leaf in cell.leaves:
+            for leaf in filter(self.is_weight, cell.leaves):
                 users.setdefault(leaf, set()).add(cell.layer)
         return [
             replace(
                 cell,
-                leaves=tuple(leaf for leaf in cell.leaves if len(users[leaf]) == 1),
-                shared=tuple(leaf for leaf in cell.leaves if len(users[leaf]) > 1),
+                leaves=tuple(leaf for leaf in cell.leaves if len(users.get(leaf, ())) < 2),
+                shared=tuple(leaf for leaf in cell.leaves if len(users.get(leaf, ())) > 1),
             )
             for cell in cells
         ]
 
     def _hidden_layers(self, trace: Trace) -> dict[str, str]:
-        reached = set()
-        pending = [self.output[0]]
-        while pending:
-            index = pending.pop()
-            if index >= 0 and index not in reached:
-                reached.add(index)
-                pending += [source for source, _ in self.cells[index].inputs]
-        shown = {self.cells[index].layer for index in reached}
-        unused = {cell.layer: UNUSED for cell in self.cells if cell.layer not in shown}
-        return {name: why for name, why in {**unused, **trace.hidden}.items() if name not in shown}
+        shown = {cell.layer for cell in self.cells}
+        hidden = dict.fromkeys(trace.unused(), UNUSED) | trace.hidden
+        return {name: why for name, why in hidden.items() if name not in shown}
 
     def function_of(self, index: int) -> JaxFunction:
         """Return one cell as a function of its layer's parameters and its tensors.

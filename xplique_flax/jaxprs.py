@@ -49,7 +49,7 @@ def tag(tree: Any, kind: str, path: str) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.number)
     }
     tagged = {
-        key: checkpoint_name(array, f"{_TAG}:{kind}:{index}/{len(arrays)}:{path}")
+        key: checkpoint_name(array, f"{_TAG}:{kind}:{index}:{path}")
         for index, (key, array) in enumerate(arrays.items())
     }
     return jax.tree.unflatten(structure, [tagged.get(id(leaf), leaf) for leaf in leaves])
@@ -111,13 +111,12 @@ def _is_mark(eqn: core.JaxprEqn) -> bool:
     return parse_tag(eqn) is not None or relu_ceiling(eqn) is not None
 
 
-def parse_tag(eqn: core.JaxprEqn) -> tuple[str, int, int, str] | None:
-    """Return a tag's kind, position, number of tags that belong together, and path."""
+def parse_tag(eqn: core.JaxprEqn) -> tuple[str, int, str] | None:
+    """Return a tag's kind, its position among those of one call, and the module's path."""
     if eqn.primitive.name != "name" or not eqn.params["name"].startswith(f"{_TAG}:"):
         return None
-    _, kind, counts, path = eqn.params["name"].split(":", 3)
-    position, count = map(int, counts.split("/"))
-    return kind, position, count, path
+    _, kind, position, path = eqn.params["name"].split(":", 3)
+    return kind, int(position), path
 
 
 def relu_ceiling(eqn: core.JaxprEqn) -> float | None:
@@ -161,11 +160,20 @@ def enclosing_operation(eqn: core.JaxprEqn) -> str:
 
 
 def is_convolution(eqn: core.JaxprEqn) -> bool:
-    """Return whether an equation convolves, itself or inside of a call."""
-    names = [eqn.primitive.name]
-    if names[0] in _INLINED:
-        names += [inner.primitive.name for inner in equations_within(eqn)]
-    return "conv_general_dilated" in names
+    """Return whether an equation convolves over all channels, itself or inside of a call."""
+    inner = equations_within(eqn) if eqn.primitive.name in _INLINED else ()
+    return any(
+        each.primitive.name == "conv_general_dilated" and not _is_depthwise(each)
+        for each in (eqn, *inner)
+    )
+
+
+def _is_depthwise(convolution: core.JaxprEqn) -> bool:
+    # Keras's DepthwiseConv2D has no `filters`, and so is no layer that Grad-CAM takes by default.
+    groups = convolution.params["feature_group_count"]
+    channels = convolution.params["dimension_numbers"].lhs_spec[1]
+    inputs: Any = convolution.invars[0].aval
+    return groups > 1 and groups == inputs.shape[channels]
 
 
 def convolution_ranks(jaxpr: core.Jaxpr) -> set[int]:

@@ -179,8 +179,11 @@ class _Inside:
         self.graph = graph
         self.name = name
         self.leaf_names = leaf_names
+        self.values = values
         self.variables = {
-            leaf: Parameter(value, leaf_names[leaf]) for leaf, value in values.items()
+            leaf: Parameter(value, leaf_names[leaf])
+            for leaf, value in values.items()
+            if graph.is_weight(leaf)
         }
         self.nodes = [i for i, cell in enumerate(graph.cells) if cell.layer == name]
         self.cells: list[Cell] = [graph.cells[i] for i in self.nodes]
@@ -189,7 +192,8 @@ class _Inside:
         ]
 
     def _parameters(self) -> dict[int, Any]:
-        return {leaf: variable.array for leaf, variable in self.variables.items()}
+        weights = {leaf: variable.array for leaf, variable in self.variables.items()}
+        return self.values | weights
 
     def in_keras_order(self) -> list[Parameter]:
         """Kernel, bias; scale, bias, mean, variance: as they are used, statistics last."""

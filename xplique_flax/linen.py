@@ -12,9 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .checks import check_call, check_module, check_parameters, checked_apply_kwargs, checked_method
+from .checks import (
+    check_call,
+    check_module,
+    check_parameters,
+    check_rngs,
+    checked_apply_kwargs,
+    checked_method,
+)
 from .jaxprs import tag
 from .outputs import Output, Select, checked_output
+
+_VALUE_DEPENDENT = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 class LinenFunction:
@@ -44,6 +53,7 @@ class LinenFunction:
         self._module = flax_module
         self._apply_kwargs = checked_apply_kwargs(apply_kwargs)
         self._method = checked_method(flax_module, method)
+        check_rngs(rngs)
         self._rngs = rngs
         self._select = Select(output)
         check_call(self._method or type(flax_module).__call__, flax_module, self._apply_kwargs)
@@ -53,7 +63,8 @@ class LinenFunction:
         self.leaf_names = [
             jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
         ]
-        self.name = type(flax_module).__name__
+        # TensorFlow admits few names for what becomes a scope of its graphs.
+        self.name = re.sub(r"[^A-Za-z0-9.]", "_", type(flax_module).__name__).lstrip("_") or "model"
 
     def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Return the explained output, in float32, for a batch of inputs."""
@@ -74,7 +85,7 @@ class LinenFunction:
 
     def tagged(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Do the same, with the inputs and outputs of the submodules tagged."""
-        with nn.intercept_methods(_tag_submodules):
+        with nn.intercept_methods(_tagging()):
             return self(leaves, inputs)
 
     def _explain(self, error: Exception, inputs: Any) -> str:
@@ -86,6 +97,13 @@ class LinenFunction:
                 'randomness off, for example with `apply_kwargs={"deterministic": True}` or '
                 '`{"train": False}`, whichever flag the module has, or pass the stream, for '
                 f'example `rngs={{"dropout": jax.random.key(0)}}`. Flax says: {reason}'
+            )
+        if "must be passed to the constructor or at call time" in str(error):
+            return (
+                "`apply_kwargs`: a flag that sets the mode is missing. Pass it, for example "
+                f'`apply_kwargs={{"deterministic": True}}`'
+                f"{_flags(self._module, self._method)}, or give it to the modules that need it. "
+                f"Flax says: {reason}"
             )
         if isinstance(error, flax.errors.ModifyScopeVariableError):
             return (
@@ -103,10 +121,21 @@ class LinenFunction:
                 f"for this module. Flax says: {reason}"
             )
         text = (
-            f"`inputs`: the module can't be applied, with these `parameters`, to samples of shape "
-            f"{sample} (float32). Accepted are inputs of the shape that the parameters were made "
-            f"for, with the batch first. {reason}"
+            f"`flax_module` can't be applied to `inputs` of shape {tuple(inputs.shape)}. {reason}"
         )
+        if isinstance(error, flax.errors.ScopeParamShapeError):
+            text = (
+                f"`inputs` or `parameters`: these parameters were made for inputs of another shape "
+                f"than (N, {', '.join(map(str, sample))}), or for another module. Accepted are "
+                f"inputs of the shape that they were made for, with the batch first. {reason}"
+            )
+        elif isinstance(
+            error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
+        ):
+            text += (
+                " The module is compiled: what it does can depend on the shapes of its inputs, "
+                "not on their values. Use jnp.where or jax.lax.cond, and jnp in place of np."
+            )
         if re.search("must (be|have) (an )?integer", str(error)):
             text += (
                 " Inputs are computed on in float32, as Xplique gives them: a module that looks "
@@ -136,14 +165,24 @@ class LinenFunction:
         return True
 
 
-def _tag_submodules(
-    call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
-) -> Any:
-    path = ".".join(context.module.path).replace("/", ".")
-    if not path or context.method_name == "setup":
-        return call(*args, **kwargs)
-    args, kwargs = tag((args, kwargs), "in", path)
-    return tag(call(*args, **kwargs), "out", path)
+def _tagging() -> Callable:
+    active: list[str] = []
+
+    def tag_submodules(
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        path = ".".join(context.module.path).replace("/", ".")
+        # A module's own methods, and modules that share its scope, are part of its call.
+        if not path or path in active or context.method_name == "setup":
+            return call(*args, **kwargs)
+        active.append(path)
+        try:
+            args, kwargs = tag((args, kwargs), "in", path)
+            return tag(call(*args, **kwargs), "out", path)
+        finally:
+            active.remove(path)
+
+    return tag_submodules
 
 
 def _flags(flax_module: nn.Module, method: Callable | None) -> str:

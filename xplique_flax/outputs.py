@@ -29,26 +29,41 @@ class Select:
         if output is None:
             return result
         if callable(output):
-            return output(result)
+            return self._call(output, result)
+        if isinstance(result, jax.Array):
+            raise ValueError(
+                f"`output` is {output!r}, and the module returns {describe(result)}, which has no "
+                "keys and is explained as it is. Leave `output` out."
+            )
         if isinstance(result, Mapping) and output in result:
             return result[output]
         if isinstance(output, int) and isinstance(result, tuple | list):
             if -len(result) <= output < len(result):
                 return result[output]
-        if isinstance(output, str) and not isinstance(result, jax.Array):
-            if hasattr(result, output):
-                return getattr(result, output)
+        if isinstance(output, str) and hasattr(result, output):
+            return getattr(result, output)
         raise ValueError(
             f"`output` is {output!r}, and the module returns {describe(result)}. "
             "Accepted are one of its keys or indices, or a function of it that returns one array."
         )
+
+    @staticmethod
+    def _call(output: Callable[[Any], Any], result: Any) -> Any:
+        try:
+            return output(result)
+        except Exception as error:
+            raise ValueError(
+                f"`output` is a function that failed with {type(error).__name__}: {error}. "
+                f"The module returns {describe(result)}. Accepted is a function of that, which "
+                'returns one array, such as `lambda out: out["logits"]`.'
+            ) from error
 
 
 def checked_output(result: Any, inputs: Any) -> Any:
     """Return the explained output in float32, or say why it can't be explained."""
     if not isinstance(result, jax.Array):
         raise ValueError(
-            f"`output`: the module returns {describe(result)}, and one array has to be explained. "
+            f"`output`: what is selected is {describe(result)}, and one array has to be explained. "
             'Say which: a key or an index of it, such as "logits" or 0, or a function, such as '
             '`lambda out: out["logits"]`.'
         )

@@ -29,7 +29,7 @@ class Parameter(keras.Variable):
         super().__init__(
             np.asarray(array),
             dtype=str(array.dtype),
-            trainable=collection == "params" and jnp.issubdtype(array.dtype, jnp.inexact),
+            trainable=collection == "params",
             name=name.replace("/", "."),
         )
         self.array: jax.Array = array

@@ -6,7 +6,8 @@ one slice.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,7 @@ class Trace:
         self.hidden: dict[str, str] = {}
         self.hidden_relus: dict[int, str] = {}
         self._producer = {var: i for i, eqn in enumerate(self.jaxpr.eqns) for var in eqn.outvars}
+        self._live = self._needed(self.jaxpr.outvars, ())
         model_input = self.jaxpr.invars[n_leaves]
         self._cuts: dict[Any, Ref] = {model_input: MODEL_INPUT}
         self._dependent = {model_input}
@@ -51,26 +53,13 @@ class Trace:
 
     def _cut(self) -> None:
         scopes: list[str] = [""]
-        group: list[Any] = []
-        for index, eqn in enumerate(self.jaxpr.eqns):
-            depends = not self._dependent.isdisjoint(only_variables(eqn.invars))
-            if depends:
-                self._dependent.update(eqn.outvars)
-            mark = parse_tag(eqn)
-            if mark is not None:
-                kind, position, count, path = mark
-                group = [*group, eqn] if position else [eqn]
-                if len(group) == count:
-                    self._cut_at_module(kind, path, group, scopes)
-            elif depends:
-                ceiling = relu_ceiling(eqn)
-                if ceiling is None:
-                    self._record_hidden(index, eqn)
-                else:
-                    self._glue(scopes[-1], eqn.invars)
-                    relu = Slice("relu", scopes[-1], list(eqn.outvars), ceiling=ceiling)
-                    relu.inputs = {self._cuts[eqn.invars[0]]: eqn.invars[0]}
-                    self._add(relu, eqn.outvars)
+        for (kind, path, _), group in itertools.groupby(self._marked(), key=lambda mark: mark[0]):
+            equations = [index for _, index in group]
+            if kind in ("in", "out"):
+                self._cut_at_module(kind, path, equations, scopes)
+            else:
+                for index in equations:
+                    self._cut_at_relu(index, scopes[-1])
         output = self.jaxpr.outvars[0]
         self._glue("", [output])
         if isinstance(output, core.Literal) or output not in self._cuts:
@@ -79,11 +68,43 @@ class Trace:
         else:
             self.output = self._cuts[output]
 
+    def _marked(self) -> Iterator[tuple[tuple[str, str, int], int]]:
+        """Yield the live equations to cut at, with what tells one call of a module from the next.
+
+        Tags of outputs that nothing needs are dead: a module has the outputs that are used.
+        """
+        call = position = 0
+        for index in self._live:
+            eqn = self.jaxpr.eqns[index]
+            depends = not self._dependent.isdisjoint(only_variables(eqn.invars))
+            if depends:
+                self._dependent.update(eqn.outvars)
+            mark = parse_tag(eqn)
+            if mark is not None:
+                kind, next_position, path = mark
+                call += next_position <= position
+                position = next_position
+                if depends:
+                    # What does not depend on the model's input is folded into what uses it.
+                    yield (kind, path, call), index
+                continue
+            call, position = call + 1, -1
+            if depends and relu_ceiling(eqn) is not None:
+                yield ("relu", "", call), index
+            elif depends:
+                self._record_hidden(index, eqn)
+
+    def _cut_at_relu(self, index: int, scope: str) -> None:
+        eqn = self.jaxpr.eqns[index]
+        self._glue(scope, eqn.invars)
+        relu = Slice("relu", scope, list(eqn.outvars), ceiling=relu_ceiling(eqn))
+        relu.inputs = {self._cuts[eqn.invars[0]]: eqn.invars[0]}
+        self._add(relu, eqn.outvars)
+
     def _cut_at_module(
-        self, kind: str, path: str, group: Sequence[core.JaxprEqn], scopes: list[str]
+        self, kind: str, path: str, equations: Sequence[int], scopes: list[str]
     ) -> None:
-        # What does not depend on the model's input is folded into the cells that use it.
-        group = [eqn for eqn in group if eqn.outvars[0] in self._dependent]
+        group = [self.jaxpr.eqns[index] for index in equations]
         before = [eqn.invars[0] for eqn in group]
         after = [eqn.outvars[0] for eqn in group]
         if kind == "in":
@@ -95,10 +116,9 @@ class Trace:
             return
         while path in scopes:
             scopes.pop()
-        if group:
-            part = self._slice("out", path, before)
-            part.tagged = after
-            self._add(part, before, after)
+        part = self._slice("out", path, before)
+        part.tagged = after
+        self._add(part, before, after)
 
     def _glue(self, scope: str, variables: Iterable[Any]) -> None:
         """Give what was computed since the last cuts a cell of its own."""
@@ -146,13 +166,19 @@ class Trace:
         for inner in equations_within(eqn):
             mark = parse_tag(inner)
             if mark is not None:
-                self.hidden[mark[3]] = reason
+                self.hidden[mark[2]] = reason
             elif relu_ceiling(inner) is not None:
                 self.hidden_relus[index] = reason
 
+    def unused(self) -> set[str]:
+        """Return the paths of the modules that the output does not depend on."""
+        marks = {i: parse_tag(eqn) for i, eqn in enumerate(self.jaxpr.eqns)}
+        tagged = {i: mark[2] for i, mark in marks.items() if mark is not None}
+        return set(tagged.values()) - {tagged[i] for i in self._live if i in tagged}
+
     def run(self, part: Slice, leaves: Mapping[int, Any], inputs: dict[Ref, Any]) -> list[Any]:
         """Evaluate a slice; an input arrives in float32 and is computed on in its own dtype."""
-        arguments = {var: leaves[i] for i, var in part.leaves.items()}
+        arguments = {var: leaves[i].astype(var.aval.dtype) for i, var in part.leaves.items()}
         for ref, var in part.inputs.items():
             arguments[var] = inputs[ref].astype(var.aval.dtype)
         for var, cut in self._cuts.items():

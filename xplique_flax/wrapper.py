@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .assembly import connect
-from .checks import checked_input_shape, no_such_layer
+from .checks import check_has_batch, check_layer, checked_input_shape, no_such_layer
 from .fused import FusedModel, Truncated
 from .graph import Graph, ModelFunction
 from .layers import is_replaced, refuse_to_look_inside
@@ -130,9 +130,9 @@ class FlaxWrapper(keras.Model):
         """Return the outputs, of shape (N, ...) and dtype float32, for inputs of shape (N, ...)."""
         if keras.utils.is_keras_tensor(inputs):
             return super().__call__(inputs)
-        if training:
+        if training is not None and training is not False:
             raise ValueError(
-                "`training` is True, and the mode of a wrapped Flax model is fixed: accepted are "
+                "`training` is set, and the mode of a wrapped Flax model is fixed: accepted are "
                 "False and None. Pass the flag of the module itself when you wrap it, for "
                 'example `apply_kwargs={"train": True}`, if you mean to explain that mode.'
             )
@@ -171,7 +171,7 @@ class FlaxWrapper(keras.Model):
         Raises
         ------
         ValueError
-            If there is no such layer, or if its output has no batch dimension.
+            If there is no such layer, or if its output is not one array with the batch first.
 
         Examples
         --------
@@ -197,6 +197,8 @@ class FlaxWrapper(keras.Model):
             raise ValueError(
                 f"`layer` is {layer!r}, which computes nothing. Accepted are layers after it."
             )
+        first = next(cell for cell in graph.cells if cell.layer == target.name)
+        check_has_batch(target.name, first.outputs)
         truncated = FlaxWrapper.__new__(FlaxWrapper)
         truncated._assemble(Truncated(self._fused, graph, target.name), self._fused.shape)
         return truncated
@@ -209,6 +211,7 @@ class FlaxWrapper(keras.Model):
 
     def _layer(self, layer: str | int | None) -> Any:
         layers = self.layers
+        check_layer(layer)
         if isinstance(layer, int):
             if not -len(layers) <= layer < len(layers):
                 raise ValueError(
