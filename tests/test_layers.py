@@ -650,10 +650,12 @@ def test_dimension_that_depends_on_the_batch():
 
 
 class Unsteady(nn.Module):
+    limit: int = 4
+
     @nn.compact
     def __call__(self, x):
         x = nn.Dense(13, name="first")(x)
-        return nn.Dense(10)(nn.relu(x) if len(x) < 4 else x)
+        return nn.Dense(10)(nn.relu(x) if len(x) < self.limit else x)
 
 
 def test_model_that_changes_with_the_batch_size():
@@ -661,6 +663,13 @@ def test_model_that_changes_with_the_batch_size():
     assert largest_difference(model(WINE), Unsteady().apply(parameters, WINE)) < 1e-6
     with pytest.raises(ValueError, match="does other things for a batch of 4 samples"):
         chain(model)(WINE)
+    with pytest.raises(ValueError, match="does other things for a batch of 4 samples"):
+        model.truncate("Dense_0")(WINE)
+
+
+def test_model_that_changes_between_the_batch_sizes_of_the_trace():
+    with pytest.raises(ValueError, match="no one set of layers"):
+        wrap(Unsteady(3), WINE)
 
 
 def test_every_layer_is_ours(residual):

@@ -91,6 +91,14 @@ class Graph:
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
         small, large = (self._make_trace(size) for size in _TRACED_SIZES)
         self.output = small.output
+        self._kinds = _kinds(small)
+        if _kinds(large) != self._kinds:
+            raise ValueError(
+                "`input_shape`: the model does other things for a batch of "
+                f"{_TRACED_SIZES[1]} samples than for one of {_TRACED_SIZES[0]}, so that there is "
+                "no one set of layers. Leave `input_shape` out, and use methods that do not look "
+                "inside the model."
+            )
         self.convolution_ranks = convolution_ranks(small.jaxpr)
         self.cells = self._name(small, large)
         self.hidden = self._hidden_layers(small)
@@ -216,14 +224,7 @@ class Graph:
         batch = cell.batch_size([value.shape for value in inputs])
         if not batch:
             return tuple(jnp.zeros(value.shape(0), value.dtype) for value in cell.outputs)
-        trace = self._trace(batch)
-        part = trace.slices[index] if len(trace.slices) == len(self.cells) else None
-        if part is None or not set(part.inputs) <= set(cell.inputs):
-            raise ValueError(
-                f"The model does other things for a batch of {batch} samples than for one of "
-                f"{_TRACED_SIZES[0]}: its layers can't be addressed at this batch size. Use "
-                "another `batch_size`, or a method that does not look inside the model."
-            )
+        trace, part = self._at(index, batch)
         leaves = own | dict(zip(cell.shared, shared, strict=True))
         values = trace.run(part, leaves, dict(zip(cell.inputs, inputs, strict=True)))
         return tuple(
@@ -233,7 +234,25 @@ class Graph:
     def prefix(self, layer: str, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate the model up to the first call of a layer, with the tags in it."""
         index = next(i for i, cell in enumerate(self.cells) if cell.layer == layer)
-        return self._trace(inputs.shape[0]).prefix((index, 0), leaves, inputs)
+        trace, _ = self._at(index, inputs.shape[0])
+        return trace.prefix((index, 0), leaves, inputs)
+
+    def _at(self, index: int, batch: int) -> tuple[Trace, Slice]:
+        """Return the trace for a batch size, and one cell's slice of it."""
+        trace = self._trace(batch)
+        if _kinds(trace) != self._kinds or not set(trace.slices[index].inputs) <= set(
+            self.cells[index].inputs
+        ):
+            raise ValueError(
+                f"The model does other things for a batch of {batch} samples than for one of "
+                f"{_TRACED_SIZES[0]}: its layers can't be addressed at this batch size. Use "
+                "another `batch_size`, or a method that does not look inside the model."
+            )
+        return trace, trace.slices[index]
+
+
+def _kinds(trace: Trace) -> list[tuple[str, str]]:
+    return [(part.kind, part.path) for part in trace.slices]
 
 
 def _value(small: Any, large: Any) -> Value:
