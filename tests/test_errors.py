@@ -166,7 +166,7 @@ CONSTRUCTION = {
     "a module of NNX": (
         TypeError,
         lambda p: FlaxWrapper(nnx.Linear(2, 2, rngs=nnx.Rngs(0))),
-        ["`flax_module`", "NNX modules are not supported", "nnx.bridge.ToLinen"],
+        ["`flax_module`", "NNX is not supported", "nnx.bridge.to_linen"],
     ),
     "a training state for a module": (
         TypeError,

@@ -453,13 +453,14 @@ class Pooling(nn.Module):
     def __call__(self, x):
         x = nn.Conv(3, (3, 3), name="a")(nn.max_pool(nn.Conv(3, (3, 3), name="c")(x), (2, 2)))
         x = nn.Conv(3, (3, 3), name="b")(nn.avg_pool(x, (2, 2)))
-        return nn.Dense(10)(jax.nn.sigmoid(x.mean((1, 2))))
+        x = nn.Dense(10, name="d")(nn.avg_pool(x, (2, 2)).mean((1, 2)))
+        return nn.Dense(10, name="e")(jax.nn.sigmoid(nn.softmax(nn.Dense(10, name="f")(x))))
 
 
 def test_what_lies_between_modules_is_named_by_what_it_does():
     model, parameters = wrap(Pooling(), DIGITS)
     assert names(model) == [
-        *("inputs", "c", "max_pool", "a", "avg_pool", "b", "sigmoid", "Dense_0")
+        *("inputs", "c", "max_pool", "a", "avg_pool", "b", "mean", "d", "f", "sigmoid", "e")
     ]
     assert largest_difference(chain(model)(DIGITS), Pooling().apply(parameters, DIGITS)) < 1e-6
 

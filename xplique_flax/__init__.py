@@ -1,4 +1,4 @@
-"""Explain JAX and Flax models with all of Xplique."""
+"""Explain Flax models with Xplique's attribution methods and metrics."""
 
 from .requirements import check_requirements
 

@@ -26,7 +26,7 @@ def check_module(flax_module: Any) -> None:
     elif isinstance(flax_module, Mapping):
         fix = " The parameters are the second argument: FlaxWrapper(flax_module, parameters)."
     elif isinstance(flax_module, nnx.Module):
-        fix = " NNX modules are not supported: `nnx.bridge.ToLinen` makes a Linen module of them."
+        fix = " NNX is not supported: `nnx.bridge.to_linen` makes a Linen module of an NNX class."
     elif hasattr(flax_module, "apply_fn"):
         fix = " Pass the module that the training state was made for, and the state's parameters."
     else:

@@ -19,7 +19,7 @@ _CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
 
 # Activations that JAX makes of ReLUs, which are none themselves: Keras has them as one function.
 _ACTIVATIONS = ("hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh")
-_DIVISIONS = {"exp": "softmax", "reduce_window_sum": "avg_pool", "reduce_sum": "mean"}
+_AVERAGES = {"reduce_window_sum": "avg_pool", "reduce_sum": "mean"}
 _OPERATIONS = {
     "reduce_window_max": "max_pool",
     "reduce_max": "max",
@@ -145,12 +145,12 @@ def operation_name(equations: Sequence[core.JaxprEqn]) -> str:
     """Return what some equations do, as far as the last of them tells, as a name for them all."""
     if not equations:
         return "identity"
-    names = [eqn.primitive.name for eqn in equations]
-    if names[-1] == "div":
-        for part, whole in _DIVISIONS.items():
-            if part in names:
-                return whole
-    called = str(equations[-1].params.get("name", names[-1])).strip("_")
+    last = equations[-1].primitive.name
+    sums = [eqn for eqn in equations if eqn.primitive.name in _AVERAGES]
+    if last == "div" and sums:
+        summed = {str(eqn.primitive.name) for eqn in equations if eqn.outvars[0] in sums[-1].invars}
+        return "softmax" if "exp" in summed else _AVERAGES[sums[-1].primitive.name]
+    called = str(equations[-1].params.get("name", last)).strip("_")
     return _OPERATIONS.get(called, called)
 
 

@@ -20,7 +20,7 @@ from .release import CacheEntry, release_all
 
 
 class FlaxWrapper(keras.Model):
-    r"""A Flax model as a Keras functional model, which all of Xplique can explain.
+    r"""A Flax model as a Keras functional model, which Xplique can explain.
 
     Parameters
     ----------
@@ -59,7 +59,9 @@ class FlaxWrapper(keras.Model):
     for those who look inside: a layer whose ``call`` was replaced, a sub-model, a clone.
 
     Layers are named by their module's path, such as ``Block_0.Conv_1``. Each ReLU is a Keras
-    ``ReLU`` layer, and what lies between modules is named by what it does, such as ``max_pool``.
+    ``ReLU`` layer. All that lies between two modules or ReLUs is one layer, named by the last thing
+    that it does: a max pooling and the ``reshape`` after it are one layer ``reshape``. `summary`
+    shows the names and shapes.
     Flax numbers modules in the order in which they are made: in ``nn.Dense(3)(nn.Dense(8)(x))``
     the outer one is ``Dense_0``. A module that is called twice is one layer with two nodes.
 
