@@ -45,7 +45,7 @@ lock: env ## Renew requirements-cpu.txt from pyproject.toml
 	sed '/^$$/q' requirements-cpu.txt > requirements-cpu.new
 	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest \
 		--python-version 3.11 --group dev --no-annotate --no-header \
-		--no-emit-index-url --no-emit-find-links pyproject.toml >> requirements-cpu.new
+		pyproject.toml >> requirements-cpu.new
 	mv requirements-cpu.new requirements-cpu.txt
 
 clean: ## Remove the environment and all that was built
