@@ -391,6 +391,11 @@ class TestModes:
             lambda: FlaxWrapper(CNN(), params)(IMAGES, training=True),
         )
 
+    def test_training_argument_of_a_sub_model(self, params):
+        wrapped = FlaxWrapper(CNN(), params, input_shape=IMAGES.shape[1:])
+        features = tf.keras.Model(wrapped.input, wrapped.layers[1].output)
+        raises(ValueError, ["`training` is set"], lambda: features(IMAGES, training=True))
+
     def test_tokens(self):
         parameters = made(Lookup(), np.zeros((2, 6), int))
         raises(

@@ -676,3 +676,28 @@ def test_model_that_changes_between_the_batch_sizes_of_the_trace():
 def test_every_layer_is_ours(residual):
     kinds = {type(layer) for layer in residual[0].layers[1:]}
     assert kinds == {FlaxLayer, ReLU}
+
+
+def test_sub_model_predicts_and_takes_evaluation_mode():
+    images = load_digits().images[:6, ..., None].astype("float32")
+    module = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(2, (3, 3))])
+    params = module.init(jax.random.key(0), images)
+    wrapped = FlaxWrapper(module, params, input_shape=(8, 8, 1))
+    features = tf.keras.Model(wrapped.input, wrapped.layers[2].output)
+    expected = nn.relu(nn.Conv(4, (3, 3)).apply({"params": params["params"]["layers_0"]}, images))
+    np.testing.assert_allclose(features.predict(images, verbose=0), expected, atol=1e-4)
+    np.testing.assert_allclose(features(images, training=False), expected, atol=1e-4)
+
+
+def test_convolution_with_channels_first_is_none_that_grad_cam_takes():
+    class ChannelsFirst(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (16, 1, 3, 3))
+            return jax.lax.conv(jnp.moveaxis(x, -1, 1), kernel, (1, 1), "SAME").mean((2, 3))
+
+    images = load_digits().images[:2, ..., None].astype("float32")
+    module = ChannelsFirst()
+    wrapped = FlaxWrapper(module, module.init(jax.random.key(0), images), input_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match="no convolution with the channels last"):
+        GradCAM(wrapped)

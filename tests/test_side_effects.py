@@ -229,3 +229,17 @@ def test_settings_of_the_user_change_nothing(shape):
             rtol=1e-4,
             atol=1e-7,
         )
+
+
+@pytest.mark.parametrize("shape", [None, (13,)])
+def test_parameters_may_be_donated_or_overwritten_after_wrapping(shape):
+    expected = MODULE.apply(PARAMETERS, WINE)
+    donated = jax.tree.map(jax.numpy.copy, PARAMETERS)
+    overwritten = jax.tree.map(np.array, PARAMETERS)
+    wrapped = [FlaxWrapper(MODULE, each, input_shape=shape) for each in (donated, overwritten)]
+    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(donated)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+    for leaf in jax.tree.leaves(overwritten):
+        leaf[:] = 0
+    for model in wrapped:
+        np.testing.assert_allclose(model(WINE), expected, atol=1e-6)

@@ -242,6 +242,16 @@ def _wrong_shape(given: Any, shape: tuple[int, ...]) -> str:
     return f"{text} Resize the inputs, or wrap the model again with another `input_shape`."
 
 
+def check_not_training(training: Any) -> None:
+    """Refuse Keras's training mode, of the model or of a layer."""
+    if training is not None and training is not False:
+        raise ValueError(
+            "`training` is set, and the mode of a wrapped Flax model is fixed: accepted are "
+            "False and None. Pass the flag of the module itself when you wrap it, for "
+            'example `apply_kwargs={"train": True}`, if you mean to explain that mode.'
+        )
+
+
 def check_layer(layer: Any) -> None:
     """Refuse what is neither the name nor the index of a layer."""
     if not isinstance(layer, str | int):

@@ -160,12 +160,22 @@ def enclosing_operation(eqn: core.JaxprEqn) -> str:
 
 
 def is_convolution(eqn: core.JaxprEqn) -> bool:
-    """Return whether an equation convolves over all channels, itself or inside of a call."""
+    """Return whether an equation convolves over all channels, itself or inside of a call.
+
+    The channels have to come last: who looks for a convolution reads its output as (N, H, W, C).
+    """
     inner = equations_within(eqn) if eqn.primitive.name in _INLINED else ()
     return any(
-        each.primitive.name == "conv_general_dilated" and not _is_depthwise(each)
+        each.primitive.name == "conv_general_dilated"
+        and _has_channels_last(each)
+        and not _is_depthwise(each)
         for each in (eqn, *inner)
     )
+
+
+def _has_channels_last(convolution: core.JaxprEqn) -> bool:
+    channels = convolution.params["dimension_numbers"].out_spec[1]
+    return channels == len(convolution.params["dimension_numbers"].out_spec) - 1
 
 
 def _is_depthwise(convolution: core.JaxprEqn) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .bridge import Bridge, JaxFunction
+from .checks import check_not_training
 from .graph import Cell, Graph, Value
 from .parameters import Parameter
 
@@ -28,7 +29,8 @@ class _Direct:
     """Call the layer without Keras's name scope, which admits few of the names modules have."""
 
     @tf.autograph.experimental.do_not_convert
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        check_not_training(training)
         if any(keras.utils.is_keras_tensor(t) for t in tf.nest.flatten(inputs)):
             return super().__call__(inputs, **kwargs)  # type: ignore[misc]
         return self.call(inputs, **kwargs)  # type: ignore[attr-defined]
@@ -163,9 +165,10 @@ class InputLayer(keras.layers.InputLayer):
     @property
     def filters(self) -> NoReturn:
         raise ValueError(
-            "The model has no convolution, which Grad-CAM, Grad-CAM++ and FEM look for when no "
-            "`conv_layer` is given. Pass the `conv_layer` to look at, by a name or index of "
-            "`wrapped.layers` whose output is (N, H, W, C), or use a method for any model, such "
+            "The model has no convolution with the channels last, which Grad-CAM, Grad-CAM++ and "
+            "FEM look for when no `conv_layer` is given. Pass the `conv_layer` to look at, by a "
+            "name or index of `wrapped.layers` whose output is (N, H, W, C), or use a method for "
+            "any model, such "
             "as Saliency or Integrated Gradients."
         )
 

@@ -59,7 +59,8 @@ class LinenFunction:
         check_call(self._method or type(flax_module).__call__, flax_module, self._apply_kwargs)
 
         paths, self._structure = jax.tree.flatten_with_path(parameters)
-        self.leaves = [jnp.asarray(leaf) for _, leaf in paths]
+        # Copies: a training step that donates its arguments takes the originals' memory away.
+        self.leaves = [jnp.array(leaf) for _, leaf in paths]
         self.leaf_names = [
             jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
         ]

@@ -10,7 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from .assembly import connect
-from .checks import check_has_batch, check_layer, checked_input_shape, no_such_layer
+from .checks import (
+    check_has_batch,
+    check_layer,
+    check_not_training,
+    checked_input_shape,
+    no_such_layer,
+)
 from .fused import FusedModel, Truncated
 from .graph import Graph, ModelFunction
 from .layers import is_replaced, refuse_to_look_inside
@@ -28,7 +34,8 @@ class FlaxWrapper(keras.Model):
         The model. Its ``apply`` method is called with the parameters and the inputs.
     parameters : dict or FrozenDict
         What ``flax_module.init()`` returns: ``params``, and other collections that the model
-        reads, such as ``batch_stats``. Flax models do not hold their parameters themselves.
+        reads, such as ``batch_stats``. Flax models do not hold their parameters themselves. The
+        arrays are copied: what happens to them later, the wrapped model does not see.
     input_shape : tuple of int, optional
         The shape of one sample, without the batch, such as ``(28, 28, 1)``. With it the model
         has layers, which Grad-CAM, Grad-CAM++, FEM, Guided Backprop, DeconvNet,
@@ -73,17 +80,27 @@ class FlaxWrapper(keras.Model):
 
     Examples
     --------
-    >>> import flax.linen as nn
-    >>> import jax
-    >>> import numpy as np
-    >>> from xplique.attributions import Saliency
-    >>> from xplique_flax import FlaxWrapper
-    >>> module = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
-    >>> inputs = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
-    >>> parameters = module.init(jax.random.key(0), inputs)
-    >>> wrapped = FlaxWrapper(module, parameters)
-    >>> Saliency(wrapped)(inputs, np.eye(3)[[0, 1, 2, 0, 1]]).shape
-    TensorShape([5, 4])
+    A linear model, so that what to expect is known: the saliency of a class is the absolute value
+    of its weights, whatever the inputs are.
+
+    ```python
+    import flax.linen as nn
+    import jax
+    import numpy as np
+    from sklearn.datasets import load_iris
+    from xplique.attributions import Saliency
+
+    from xplique_flax import FlaxWrapper
+
+    inputs, classes = load_iris(return_X_y=True)
+    module = nn.Dense(3)
+    parameters = module.init(jax.random.key(0), inputs)
+    explainer = Saliency(FlaxWrapper(module, parameters))
+    explanations = explainer(inputs, np.eye(3)[classes])
+
+    kernel = parameters["params"]["kernel"]  # of shape (4, 3)
+    print(np.allclose(explanations, abs(kernel).T[classes]))
+    ```
     """
 
     def __init__(
@@ -132,12 +149,7 @@ class FlaxWrapper(keras.Model):
         """Return the outputs, of shape (N, ...) and dtype float32, for inputs of shape (N, ...)."""
         if keras.utils.is_keras_tensor(inputs):
             return super().__call__(inputs)
-        if training is not None and training is not False:
-            raise ValueError(
-                "`training` is set, and the mode of a wrapped Flax model is fixed: accepted are "
-                "False and None. Pass the flag of the module itself when you wrap it, for "
-                'example `apply_kwargs={"train": True}`, if you mean to explain that mode.'
-            )
+        check_not_training(training)
         return self.call(inputs)
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> tf.Tensor:
@@ -177,20 +189,25 @@ class FlaxWrapper(keras.Model):
 
         Examples
         --------
-        >>> import flax.linen as nn
-        >>> import jax
-        >>> import numpy as np
-        >>> import tensorflow as tf
-        >>> from xplique_flax import FlaxWrapper
-        >>> module = nn.Sequential([nn.Dense(3), nn.softmax])
-        >>> inputs = np.ones((2, 4), "float32")
-        >>> parameters = module.init(jax.random.key(0), inputs)
-        >>> wrapped = FlaxWrapper(module, parameters, input_shape=(4,))
-        >>> [layer.name for layer in wrapped.layers]
-        ['inputs', 'layers_0', 'softmax']
-        >>> logits = wrapped.truncate("layers_0")
-        >>> bool(np.allclose(tf.nn.softmax(logits(inputs)), wrapped(inputs)))
-        True
+        The logits of a model that ends in a softmax:
+
+        ```python
+        import flax.linen as nn
+        import jax
+        import numpy as np
+        import tensorflow as tf
+
+        from xplique_flax import FlaxWrapper
+
+        module = nn.Sequential([nn.Dense(3), nn.softmax])
+        inputs = np.ones((2, 4), "float32")
+        parameters = module.init(jax.random.key(0), inputs)
+        wrapped = FlaxWrapper(module, parameters, input_shape=(4,))
+        print([layer.name for layer in wrapped.layers])
+
+        logits = wrapped.truncate("layers_0")
+        print(np.allclose(tf.nn.softmax(logits(inputs)), wrapped(inputs)))
+        ```
         """
         target = self._layer(layer)
         graph = self._fused.graph
