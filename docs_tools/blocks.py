@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 PYTHON = ("python", "python3", "py")
-OUR_OPTIONS = ("alt", "raises")
+OUR_OPTIONS = ("alt", "output", "raises")
 SITE_OPTIONS = ("title", "hl_lines", "linenums")
 
 _FENCE = re.compile(r"(?P<prefix>[ \t>]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>.*?)[ \t]*")
@@ -35,8 +35,14 @@ class Block:
 
     @property
     def opening(self) -> str:
-        """The opening fence without the options that only the executor reads."""
+        """The opening fence without the options that only the executor reads.
+
+        What a block is expected to raise stays readable, as a class of the shown code.
+        """
         kept = [f'{name}="{self.options[name]}"' for name in SITE_OPTIONS if name in self.options]
+        if "raises" in self.options:
+            options = " ".join([".python", f".raises-{self.options['raises']}", *kept])
+            return f"{self.prefix}{self.fence} {{ {options} }}"
         return " ".join([f"{self.prefix}{self.fence}python", *kept])
 
 
@@ -88,6 +94,8 @@ def _python_options(info: str, page: str, line: int) -> dict[str, str] | None:
             f"cannot read `{info}`: every Python block is executed; "
             f"write `python`, followed by nothing or by any of {names}",
         )
+    if options.get("output", "markdown") != "markdown":
+        raise PageError(page, line, f"`output` is {options['output']!r}; accepted is 'markdown'")
     return options
 
 

@@ -33,20 +33,24 @@ class Cache:
         unfinished.write_text(json.dumps(outputs), "utf-8")
         unfinished.replace(path)
 
-    def _path(self, blocks: Sequence[Block]) -> Path:
+    def key(self, blocks: Sequence[Block]) -> str:
+        """Give the name under which the outputs of these blocks are kept."""
         code = [(block.code, block.options.get("raises")) for block in blocks]
-        return self.folder / f"{_digest(self.state, json.dumps(code))}.json"
+        return _digest(self.state, json.dumps(code))
+
+    def _path(self, blocks: Sequence[Block]) -> Path:
+        return self.folder / f"{self.key(blocks)}.json"
 
 
 def state_of(sources: Iterable[Path]) -> str:
-    """Sum up the files in the folders `sources`, this interpreter and its packages."""
+    """Sum up the files and folders `sources`, this interpreter and its packages."""
     files = sorted(
-        file
-        for folder in sources
-        for file in folder.rglob("*")
+        (str(file.relative_to(source.parent)), file)
+        for source in sources
+        for file in (source, *source.rglob("*"))
         if file.is_file() and "__pycache__" not in file.parts
     )
-    contents = (f"{file}\n{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
+    contents = (f"{name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}" for name, file in files)
     return _digest(_installed_packages(), *contents)
 
 

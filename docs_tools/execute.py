@@ -1,21 +1,22 @@
 """Execute the Python blocks of a Markdown text and weave in what they show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from docs_tools.blocks import find_blocks
+from docs_tools.blocks import Block, find_blocks
 from docs_tools.cache import Cache
-from docs_tools.kernel import run_blocks
+from docs_tools.kernel import Output, run_blocks
 from docs_tools.weave import weave
 
 
 @dataclass(frozen=True)
 class Executed:
-    """A page's Markdown with outputs, its figures by file name, and its number of blocks."""
+    """A page's Markdown with outputs, its figures by file name, its blocks and their outputs."""
 
     markdown: str
     figures: dict[str, bytes] = field(default_factory=dict)
-    blocks: int = 0
+    blocks: Sequence[Block] = ()
+    outputs: Sequence[Sequence[Output]] = ()
 
 
 def execute(
@@ -62,8 +63,6 @@ def execute(
         results = run_blocks(blocks, page, first_line, progress)
         if cache:
             cache.store(blocks, results)
-    else:
-        progress(f"{page}: nothing changed, outputs of {len(blocks)} blocks reused")
 
     lines = markdown.split("\n")
     figures: dict[str, bytes] = {}
@@ -73,4 +72,4 @@ def execute(
         lines[block.last + 1 : block.last + 1] = woven
         lines[block.first] = block.opening
         figures |= images
-    return Executed("\n".join(lines), figures, len(blocks))
+    return Executed("\n".join(lines), figures, blocks, results)

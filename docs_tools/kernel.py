@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,6 +20,7 @@ Output = dict[str, Any]
 """One output of a block, in the form that nbformat gives it."""
 
 SECONDS_PER_BLOCK = 900
+DARK_FIGURES = Path(__file__).with_name("dark_figures.py")
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -30,6 +32,7 @@ class _ThisPython(KernelSpecManager):
             "--InlineBackend.figure_formats={'retina'}",
             # What C++ code logs goes to the terminal; Python's warnings stay on the page.
             "--IPKernelApp.capture_fd_output=False",
+            f"--IPKernelApp.exec_lines=exec(open({str(DARK_FIGURES)!r}).read(), {{}})",
         ]
         command = make_ipkernel_cmd(extra_arguments=options)
         return KernelSpec(argv=command, language="python", display_name=kernel_name)

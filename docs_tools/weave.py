@@ -4,12 +4,16 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from docs_tools.blocks import Block, PageError
 from docs_tools.kernel import COLOURS, Output
+
+DARK = "application/x-dark-png"
+LONGEST_OUTPUT = 30
+"""Lines of output that stand open; more are folded."""
 
 _NOISE = (
     COLOURS,
@@ -27,16 +31,20 @@ def weave(
     alt = block.options.get("alt", "")
     markdown: list[str] = []
     figures: dict[str, bytes] = {}
+    number = 0
     for kind, group in groupby(outputs, key=_kind):
         if kind == "figure":
             for output in group:
-                content = base64.b64decode(output["data"]["image/png"])
-                name = hashlib.sha256(content).hexdigest()[:16] + ".png"
-                figures[name] = content
-                markdown += ["", _image(alt, figure_folder + name, output)]
+                number += 1
+                variants = _variants(output)
+                figures |= dict(variants.values())
+                urls = {scheme: figure_folder + name for scheme, (name, _) in variants.items()}
+                markdown += ["", _images(alt, urls, output)]
+        elif kind == "output" and block.options.get("output") == "markdown":
+            markdown += ["", *_clean("".join(map(_content, group))).strip("\n").split("\n")]
         else:
             markdown += _text("".join(map(_content, group)), kind)
-    if len(figures) > 1:
+    if number > 1:
         raise PageError(page, line, "this block shows more than one figure: split it")
     if figures and not alt.strip():
         raise PageError(page, line, 'this block shows a figure: describe it, by alt="..."')
@@ -61,17 +69,40 @@ def _content(output: Output) -> str:
     return f"{output['data'].get('text/plain', '')}\n"
 
 
-def _text(text: str, kind: str) -> Iterator[str]:
+def _clean(text: str) -> str:
     for noise in _NOISE:
         text = noise.sub("", text)
-    if text.strip():
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        extra = "" if kind == "output" else f" .{kind}"
-        opening = f"{fence} {{ .text .no-copy .output{extra} }}"
-        yield from ("", opening, *text.strip("\n").split("\n"), fence)
+    return text
 
 
-def _image(alt: str, url: str, output: Output) -> str:
+def _text(text: str, kind: str) -> Iterator[str]:
+    lines = _clean(text).strip("\n").split("\n")
+    if not any(lines):
+        return
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    extra = "" if kind == "output" else f" .{kind}"
+    fenced = [f"{fence} {{ .text .no-copy .output{extra} }}", *lines, fence]
+    if len(lines) <= LONGEST_OUTPUT:
+        yield from ("", *fenced)
+    else:
+        yield from ("", f'??? abstract "Output: {len(lines)} lines"', "")
+        yield from (f"    {line}" for line in fenced)
+
+
+def _variants(output: Output) -> dict[str, tuple[str, bytes]]:
+    """Give the figure's file for light pages and the one for dark pages."""
+    files = {}
+    for scheme, mime_type in {"light": "image/png", "dark": DARK}.items():
+        if mime_type in output["data"]:
+            content = base64.b64decode(output["data"][mime_type])
+            files[scheme] = (hashlib.sha256(content).hexdigest()[:16] + ".png", content)
+    return files
+
+
+def _images(alt: str, urls: Mapping[str, str], output: Output) -> str:
     alt = re.sub(r"([\\`*_{}\[\]])", r"\\\1", html.escape(alt, quote=False))
-    width = output.get("metadata", {}).get("image/png", {}).get("width")
-    return f"![{alt}]({url}){{ .output{f' width={width}' if width else ''} }}"
+    size = output.get("metadata", {}).get("image/png", {})
+    attributes = " ".join([".output", "loading=lazy", *(f"{k}={v}" for k, v in size.items())])
+    return " ".join(
+        f"![{alt}]({url}#only-{scheme}){{ {attributes} }}" for scheme, url in urls.items()
+    )

@@ -2,9 +2,12 @@
 
 import re
 from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from docs_tools import cache as cache_module
 from docs_tools import kernel
@@ -82,7 +85,7 @@ def test_output_stands_under_its_block_and_blocks_share_one_process(page):
     assert "\nred 40\n" in page.markdown
     assert page.markdown.startswith("Start.\n```python\nx = 20\n")
     assert page.markdown.endswith('```python title="Silent"\nsilent = 1\n```\n\nEnd.')
-    assert page.blocks == 10
+    assert len(page.blocks) == 10
 
 
 @pytest.mark.parametrize(
@@ -104,18 +107,48 @@ def test_overwritten_text_is_dropped_and_backticks_are_fenced(page):
     assert "```` { .text .no-copy .output }\n2/2\n```\n````" in page.markdown
 
 
-def test_figure_has_a_name_by_content_and_alternative_text(page):
-    ((name, content),) = page.figures.items()
-    assert content.startswith(b"\x89PNG")
-    assert re.search(
-        rf"!\[A \\\[rising\\\] line\]\(\.\./figures/{name}\)\{{ \.output width=\d+ \}}",
-        shown_after(page, "plt.show()"),
+def test_figure_has_a_name_by_content_alternative_text_and_a_dark_twin(page):
+    shown = shown_after(page, "plt.show()")
+    for (name, content), scheme in zip(page.figures.items(), ("light", "dark"), strict=True):
+        assert content.startswith(b"\x89PNG")
+        assert re.search(
+            rf"!\[A \\\[rising\\\] line\]\(\.\./figures/{name}#only-{scheme}\)"
+            r"\{ \.output loading=lazy width=\d+ height=\d+ \}",
+            shown,
+        )
+
+
+def test_dark_figure_has_light_ink_on_no_ground_and_the_same_data(page):
+    light, dark = (np.array(Image.open(BytesIO(png))) for png in page.figures.values())
+    assert light.shape == dark.shape
+    assert (light[0, 0] == 255).all()
+    assert dark[0, 0, 3] == 0  # transparent
+    black = (light[..., :3] == 0).all(-1)
+    assert black.sum() > 1000
+    assert (dark[black][:, :3] > 200).all()
+    blue = (light[..., :3] == (31, 119, 180)).all(-1)
+    assert blue.sum() > 1000
+    assert (dark[blue][:, :3] == (31, 119, 180)).all()
+
+
+def test_expected_error_is_shown_and_marked(page):
+    assert "``` { .python .raises-ValueError }\nint('x')\n```" in page.markdown
+    shown = shown_after(page, "int('x')")
+    assert ".output .error }\nValueError: invalid literal for int() with base 10: 'x'" in shown
+
+
+def test_long_output_is_folded():
+    printed = python("print(*range(40), sep='\\n')")
+    folded = execute(printed, "page.md", progress=lambda _: None).markdown
+    assert (
+        '??? abstract "Output: 40 lines"\n\n    ``` { .text .no-copy .output }\n    0\n' in folded
     )
 
 
-def test_expected_error_is_shown(page):
-    shown = shown_after(page, "int('x')")
-    assert ".output .error }\nValueError: invalid literal for int() with base 10: 'x'" in shown
+def test_printed_markdown_can_be_a_table_of_the_page():
+    printed = python("print('| a |\\n| - |\\n| 1 |')", ' output="markdown"')
+    page = execute(printed, "page.md", progress=lambda _: None).markdown
+    assert page.endswith("```\n\n| a |\n| - |\n| 1 |\n")
 
 
 def test_each_page_has_a_process_of_its_own():
@@ -188,6 +221,7 @@ def test_block_must_raise_what_it_promises(code, message):
         ("\n``` { .python }\n1\n```", 2, "cannot read"),
         ("```python skip\n1\n```", 1, "cannot read"),
         ('```python execute="no"\n1\n```', 1, "cannot read"),
+        ('```python output="html"\n1\n```', 1, "accepted is 'markdown'"),
         ("```Python\n1\n```", 1, "cannot read"),
         ("Text\n```python\n1", 2, "never closed"),
         ("Text\n```text\n1", 2, "never closed"),

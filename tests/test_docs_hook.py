@@ -1,8 +1,12 @@
 """The hook that has MkDocs execute its pages."""
 
 import logging
+import re
+import shutil
 from pathlib import Path
+from platform import python_version
 
+import nbformat
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -27,9 +31,12 @@ class Site:
         self.write("docs/guide/page.md", "# Page\n")
         self.write(
             "mkdocs.yml",
-            f"site_name: Test\nstrict: true\nplugins: []\nhooks: ['{HOOK}']\n"
+            f"site_name: Test\nstrict: true\nhooks: ['{HOOK}']\n"
+            "plugins:\n"
+            "  - mkdocs-jupyter: {include: [examples/*.py], include_source: true, cache: false}\n"
             "markdown_extensions:\n"
             "  - admonition\n  - attr_list\n  - pymdownx.superfences\n"
+            "  - pymdownx.arithmatex: {generic: true}\n"
             "  - pymdownx.snippets: {restrict_base_path: false}\n"
             "  - pymdownx.highlight: {pygments_lang_class: true}\n",
         )
@@ -56,10 +63,16 @@ def site(tmp_path, caplog) -> Site:
 def test_outputs_and_figures_are_part_of_the_site(site, caplog):
     site.write("docs/guide/page.md", f"# Page\n\n{PLOT}\n```python\n40 + 2\n```\n")
     page = site.build()
-    (figure,) = (site.folder / "site" / "assets" / "figures").iterdir()
-    assert f'<img alt="A line" class="output" src="../../assets/figures/{figure.name}"' in page
+    figures = list((site.folder / "site" / "assets" / "figures").iterdir())
+    assert len(figures) == 2
+    for figure in figures:
+        assert re.search(
+            f'<img alt="A line" class="output"[^>]*src="../../assets/figures/{figure.name}#only-',
+            page,
+        )
     assert 'class="language-text no-copy output highlight"' in page
     assert "README.md: running block 1 of 1 (line 1)" in caplog.text
+    assert f"Executed with Python {python_version()}, xplique-flax " in page
 
 
 @pytest.mark.parametrize(
@@ -83,12 +96,162 @@ def test_server_shows_the_error_until_it_is_mended(site):
     assert "0.125" in site.build("serve")
 
 
+TUTORIAL = """# %% [markdown]
+# # Tutorial
+#
+# To [the page](../guide/page.md#page), and $x^2$.
+#
+# !!! note "Mind"
+#
+#     A note.
+#
+# After.
+
+# %%
+a = 40
+
+
+def f():
+    return a + 2
+
+
+# %% alt="A line"
+import matplotlib.pyplot as plt
+
+print(f())
+plt.plot([0, 1])
+plt.show()
+"""
+
+
+def test_tutorial_is_a_page_a_script_and_an_executed_notebook(site):
+    site.write("examples/one.py", TUTORIAL)
+    site.build()
+    folder = site.folder / "site" / "tutorials" / "one"
+    page = (folder / "index.html").read_text("utf-8")
+    assert '<p class="admonition-title">Mind</p>' in page
+    assert '<a href="../../guide/page/#page">the page</a>' in page
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page
+    assert '<a href="one.py" download>script</a>' in page
+    assert '<a href="one.ipynb" download>executed notebook</a>' in page
+    assert (folder / "one.py").read_text("utf-8") == TUTORIAL
+    notebook = nbformat.read(folder / "one.ipynb", 4)
+    text, first, second = notebook.cells
+    assert text.source.endswith("To the page, and $x^2$.\n\n> **Mind**\n>\n> A note.\n\nAfter.")
+    assert first.source == "a = 40\n\n\ndef f():\n    return a + 2\n"
+    assert second.outputs[0].text == "42\n"
+    assert set(second.outputs[1].data) == {"image/png", "text/plain"}
+
+
+def test_failing_line_of_a_tutorial_is_that_of_its_script(site, caplog):
+    site.write("examples/one.py", TUTORIAL.replace("a + 2", "a + b"))
+    with pytest.raises(SystemExit):
+        site.build()
+    assert "examples/one.py:23: this block raised NameError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("x = 1\n", "examples/one.py:1: a tutorial begins with `# %%`"),
+        ("# %% [markdown]\n# Text\nx\n", "examples/one.py:3: a line of a text cell begins with"),
+        ("# %%\nx = 1\n# %%\n1\n", "examples/one.py:2: a blank line is missing"),
+        ("# %% skip\n1\n", "examples/one.py:1: cannot read `python skip`"),
+    ],
+)
+def test_script_that_cannot_be_read_stops_the_build(site, caplog, script, message):
+    site.write("examples/one.py", script)
+    with pytest.raises(SystemExit):
+        site.build()
+    assert message in caplog.text
+
+
+def running(caplog) -> list[str]:
+    """Give the documents of which blocks were run since the last time."""
+    found = re.findall(r"(\S+): running block", caplog.text)
+    caplog.clear()
+    return sorted(set(found))
+
+
+def test_only_what_changed_is_executed_again(site, caplog):
+    everything = ["README.md", "docs/guide/page.md", "docs/index.md", "examples/one.py"]
+    home, page = "# Home\n\n```python\n1\n```\n", "# Page\n\n```python\n2\n```\n"
+    site.write("docs/index.md", home)
+    site.write("docs/guide/page.md", page)
+    site.write("examples/one.py", TUTORIAL)
+    site.build()
+    assert running(caplog) == everything
+
+    site.write("docs/index.md", home.replace("# Home", "# Home\n\nMore prose."))
+    site.build()
+    assert running(caplog) == []
+
+    site.write("docs/guide/page.md", page.replace("2", "3"))
+    site.build()
+    assert running(caplog) == ["docs/guide/page.md"]
+
+    site.write("xplique_flax/__init__.py", "changed = True")
+    site.build()
+    assert running(caplog) == everything
+
+
+def test_two_builds_give_the_same_site(site, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # MkDocs's own theme shows the time
+
+    def contents() -> dict[str, bytes]:
+        site.build()
+        folder = site.folder / "site"
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    site.write("docs/guide/page.md", f"# Page\n\n{PLOT}")
+    site.write("examples/one.py", TUTORIAL)
+    before = contents()
+    shutil.rmtree(site.folder / ".cache")
+    after = contents()
+    assert [name for name in before if before[name] != after.get(name)] == []
+    assert {"llms.txt", "llms-full.txt", "tutorials/one/one.ipynb"} <= set(before)
+
+
+def test_site_is_given_as_markdown_too(site):
+    site.write("docs/guide/page.md", f"# Page\n\n{PLOT}\n```python\n'shown'\n```\n")
+    site.build()
+    folder = site.folder / "site"
+    assert "- [Page](guide/page/index.md)\n" in (folder / "llms.txt").read_text("utf-8")
+    page = (folder / "guide" / "page" / "index.md").read_text("utf-8")
+    assert re.search(r"plt\.show\(\)\n```\n\n!\[A line\]\(\S+\.png\)\n\n", page)
+    assert "```text\n'shown'\n```" in page
+    assert page in (folder / "llms-full.txt").read_text("utf-8")
+
+
+def test_examples_of_docstrings_are_executed(site, caplog):
+    site.write(
+        "xplique_flax/__init__.py",
+        'def f():\n    """Do.\n\n    ```python\n    1 / 0\n    ```\n    """\n',
+    )
+    site.write("docs/guide/page.md", "# Page\n\n::: xplique_flax.f\n")
+    site.write(
+        "mkdocs.yml",
+        (site.folder / "mkdocs.yml")
+        .read_text("utf-8")
+        .replace(
+            "plugins:\n",
+            "plugins:\n  - mkdocstrings: {handlers: {python: {options: "
+            "{extensions: [docs_tools.docstrings.ExecuteExamples]}}}}\n",
+        ),
+    )
+    with pytest.raises(SystemExit):
+        site.build()
+    assert "xplique_flax/__init__.py (xplique_flax.f):" in caplog.text
+    assert "this block raised ZeroDivisionError" in caplog.text
+
+
 def test_python_that_was_not_executed_stops_the_build(site, caplog):
     site.write("included.txt", "```python\n1 + 1\n```\n")
     site.write("docs/guide/page.md", f"# Page\n\n--8<-- '{site.folder}/included.txt'\n")
     with pytest.raises(SystemExit):
         site.build()
-    assert "docs/guide/page.md shows 1 Python blocks, but 0 were executed" in caplog.text
+    assert "guide/page.md shows 1 Python blocks, but 0 were executed" in caplog.text
 
 
 def test_commented_out_block_is_neither_run_nor_counted(site):
