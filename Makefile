@@ -36,6 +36,7 @@ lint: env ## Check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --pedantic --no-progress --quiet .github
 
 bench: env ## Run the benchmarks
 	@if [ -e benchmarks/__main__.py ]; then $(BIN)/python -m benchmarks $(ARGS); \
