@@ -9,18 +9,22 @@ _ATTRIBUTES = re.compile(
     r"(#only-light\)|^(?:`{3,}|~{3,}))[ \t]*\{ \.?(\w*)[^}\n]*\}", re.MULTILINE
 )
 
+_LINK = re.compile(r"\]\([^)\s:]+\)")
+_SCRIPT = re.compile(r"\.py(?=[#)]|$)")
+
 
 @dataclass(frozen=True)
 class PageText:
-    """A page's title, the folder that it has on the site, and its Markdown with all outputs."""
+    """A page's title, its source among the pages, and its Markdown with all outputs."""
 
     title: str
-    url: str
+    source: str
     markdown: str
 
     @property
     def file(self) -> str:
-        return f"{self.url}index.md"
+        """Where its text is on the site, so that the links between sources hold there too."""
+        return _SCRIPT.sub(".md", self.source)
 
     @property
     def text(self) -> str:
@@ -29,7 +33,8 @@ class PageText:
         def plain(match: re.Match[str]) -> str:
             return ")" if match[1].endswith(")") else match[1] + match[2]
 
-        return _ATTRIBUTES.sub(plain, _DARK_FIGURE.sub("", self.markdown)).strip() + "\n"
+        text = _ATTRIBUTES.sub(plain, _DARK_FIGURE.sub("", self.markdown))
+        return _LINK.sub(lambda match: _SCRIPT.sub(".md", match[0]), text).strip() + "\n"
 
 
 def llms_files(name: str, description: str, pages: Sequence[PageText]) -> dict[str, str]:

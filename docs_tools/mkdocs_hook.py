@@ -187,11 +187,13 @@ def on_env(env: object, *, config: MkDocsConfig, files: Files) -> None:
 
 def on_post_build(*, config: MkDocsConfig) -> None:
     texts = [
-        PageText(page.title or "", page.url, executed_pages[page.file.src_uri].markdown)
+        PageText(page.title or "", page.file.src_uri, executed_pages[page.file.src_uri].markdown)
         for page in pages
     ]
     for name, text in llms_files(config.site_name, config.site_description or "", texts).items():
-        (Path(config.site_dir) / name).write_text(text, "utf-8")
+        path = Path(config.site_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
 
 
 def _shown(error: PageError) -> Executed:

@@ -217,8 +217,8 @@ def test_site_is_given_as_markdown_too(site):
     site.write("docs/guide/page.md", f"# Page\n\n{PLOT}\n```python\n'shown'\n```\n")
     site.build()
     folder = site.folder / "site"
-    assert "- [Page](guide/page/index.md)\n" in (folder / "llms.txt").read_text("utf-8")
-    page = (folder / "guide" / "page" / "index.md").read_text("utf-8")
+    assert "- [Page](guide/page.md)\n" in (folder / "llms.txt").read_text("utf-8")
+    page = (folder / "guide" / "page.md").read_text("utf-8")
     assert re.search(r"plt\.show\(\)\n```\n\n!\[A line\]\(\S+\.png\)\n\n", page)
     assert "```text\n'shown'\n```" in page
     assert page in (folder / "llms-full.txt").read_text("utf-8")

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 
-from tests.site_server import PAGES, SITE, base, file_at, local_file
+from tests.site_server import PAGES, ROOT, SITE, SOURCE_OF, base, file_at, local_file
 
 pytestmark = pytest.mark.usefixtures("built_site")
 
@@ -28,6 +28,14 @@ def parse(file: Path) -> BeautifulSoup:
 
 def page_file(name: str) -> Path:
     return file_at(base() + name)
+
+
+def text_of(name: str) -> str:
+    """Give the address of a page's Markdown, which is that of its source."""
+    source = SOURCE_OF[name]
+    if source.suffix == ".py":
+        return f"tutorials/{source.stem}.md"
+    return source.relative_to(ROOT / "docs").as_posix()
 
 
 def is_broken(address: str, source: str) -> bool:
@@ -75,7 +83,7 @@ def test_what_search_finds_is_there():
     assert not [entry["location"] for entry in entries if is_broken(entry["location"], "")]
 
 
-@pytest.mark.parametrize("name", ["llms.txt", *(f"{page}index.md" for page in PAGES)])
+@pytest.mark.parametrize("name", ["llms.txt", *map(text_of, PAGES)])
 def test_links_for_programs_lead_somewhere(name):
     text = (SITE / name).read_text("utf-8")
     assert not [address for address in MARKDOWN_LINK.findall(text) if is_broken(address, name)]
