@@ -3,6 +3,7 @@
 ADDRESS ?= 127.0.0.1:8000
 VENV := .venv
 BIN := $(VENV)/bin
+LIGHTHOUSE := tests/browser/node_modules/.installed
 
 # The first interpreter that is new enough and can make virtual environments.
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -29,7 +30,7 @@ serve: env ## Serve the documentation at 127.0.0.1:8000 and follow changes
 build: env ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-test: env ## Run the tests and report the coverage of xplique_flax
+test: env $(LIGHTHOUSE) ## Run the tests and report the coverage of xplique_flax
 	$(BIN)/pytest -n 2 --cov --cov-report=term-missing $(ARGS)
 
 lint: env ## Check style, format and types
@@ -51,6 +52,10 @@ lock: env ## Renew requirements-cpu.txt from pyproject.toml
 
 clean: ## Remove the environment and all that was built
 	rm -rf $(VENV) .cache .coverage* .mypy_cache .pytest_cache .ruff_cache site *.egg-info
+
+# Lighthouse, where there is npm: without it, its tests are skipped.
+$(LIGHTHOUSE): tests/browser/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --silent --no-fund --no-audit --prefix tests/browser && touch $@; fi
 
 # New pins get a new environment. uv takes a third of pip's time, but does not read pip's
 # configuration: where it finds no packages, pip does.

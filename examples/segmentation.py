@@ -301,7 +301,7 @@ def report(name, explanations):
 
 
 ink = inputs[..., 0] > 0.25
-print("| | Maximum in its square | on another digit's | Share in its square |")
+print("| Method | Maximum in its square | on another digit's | Share in its square |")
 print("| --- | ---: | ---: | ---: |")
 print(f"| Chance: any pixel | {own.mean():.0%} | {others.mean():.0%} | {own.mean():.0%} |")
 on_own, on_others = share(ink, own), share(ink, others)

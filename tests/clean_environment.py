@@ -180,7 +180,11 @@ def run_blocks(environment: Path, blocks: Iterable[str], cwd: Path) -> list[dict
         [environment / "bin" / "python", "-I", Path(__file__).with_name("run_as_reader.py")],
         input=json.dumps(list(blocks)),
         stdout=subprocess.PIPE,
-        env=activated(environment, {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}),
+        env=activated(
+            environment,
+            # Keras cuts its tables off at the width of the terminal.
+            {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "120"},
+        ),
         cwd=cwd,
         text=True,
         check=True,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -35,8 +35,10 @@ PAGES = list(SOURCE_OF)
 
 def build_if_stale() -> None:
     """Build the site as `make build` does, unless it is newer than all that it is made of."""
-    with (ROOT / ".site.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers of pytest come here at once
+    lock = ROOT / ".cache" / "site.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)  # several workers of pytest come here at once
         if _is_stale():
             command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
             subprocess.run(command, cwd=ROOT, check=True)
@@ -46,8 +48,9 @@ def _is_stale() -> bool:
     built = SITE / "sitemap.xml"
     files = [ROOT / name for name in SOURCE_FILES]
     for folder in SOURCES:
-        files += [path for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
-    return not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in files)
+        files += [file for file in (ROOT / folder).rglob("*") if file.is_file()]
+    newest = max(file.stat().st_mtime for file in files if file.suffix != ".pyc")
+    return not built.exists() or built.stat().st_mtime < newest
 
 
 def base() -> str:
@@ -98,4 +101,4 @@ class _Handler(SimpleHTTPRequestHandler):
         pass
 
 
-_compressed = lru_cache(gzip.compress)
+_compressed = cache(gzip.compress)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from docs_tools.blocks import find_blocks
 from docs_tools.docstrings import docstrings_with_blocks
 from docs_tools.percent import to_markdown
-from tests.site_server import PAGES, ROOT, SOURCE_OF, local_file
+from tests.site_server import PAGES, ROOT, SOURCE_OF, base, file_at, local_file
 
 LIGHTHOUSE = Path(__file__).parent / "browser" / "node_modules" / ".bin" / "lighthouse"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -41,16 +41,19 @@ UNFOLDED = """
 .tabbed-block { display: block !important; }
 """
 
-MARK_REPETITIONS = """() => {
+# Words of code whose classes are the same look the same: one of each, of thousands, is enough.
+DROP_REPETITIONS = """() => {
   const look = (e) => e.matches("article") ? "" : look(e.parentElement) + e.tagName + e.className
   const seen = new Set()
   for (const word of document.querySelectorAll("article .highlight span:not(:has(*))")) {
-    word.toggleAttribute("data-repetition", seen.has(look(word)))
+    const known = seen.has(look(word))
     seen.add(look(word))
+    if (known) word.replaceWith(word.textContent)
   }
 }"""
 
-every_page = pytest.mark.parametrize("name", [*PAGES, "404.html"])
+# The scope has the tests of one page run in a row, so that a page is visited once.
+every_page = pytest.mark.parametrize("name", [*PAGES, "404.html"], scope="module")
 
 
 def missing(tool: str) -> None:
@@ -95,7 +98,7 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def visit(browser, site_address):
-    @lru_cache
+    @cache
     def visit(name: str) -> Visit:
         seen = Visit([], [])
 
@@ -159,7 +162,7 @@ def test_unknown_address_shows_the_not_found_page(page):
     ("words", "path", "anchor"),
     [
         ("Grad-CAM++", "tutorials/methods_gallery/", ""),
-        ("KernelShap", "tutorials/methods_gallery/", ""),
+        ("KernelShap", "faq/", "does-it-work-for-all-attribution-methods"),
         ("apply_kwargs", "guide/wrap/", "apply_kwargs"),
         ("batch_size", "guide/use/", "batch_size"),
         ("input_shape was not given", "reference/errors/", "input_shape-was-not-given"),
@@ -183,10 +186,10 @@ def source_blocks(name: str) -> list[str]:
     texts = [text]
     if "\n::: " in text:
         texts += [document.markdown for document in docstrings_with_blocks(ROOT)]
-    return [block.code for text in texts for block in find_blocks(text, name)]
+    return [block.code.rstrip("\n") for text in texts for block in find_blocks(text, name)]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES, scope="module")
 def test_copy_buttons_give_the_source(page, name):
     page.goto(name)
     unfold(page)
@@ -264,12 +267,8 @@ def test_page_is_accessible(page, name):
 
 
 def check_accessibility(page: Page) -> None:
-    # Thousands of words of code, of which those with the same classes look the same: one of each
-    # is enough.
-    page.evaluate(MARK_REPETITIONS)
-    context = {"exclude": [["[data-repetition]"]]}
-    options = {"runOnly": RULES, "resultTypes": ["violations"]}
-    found = Axe().run(page, context=context, options=options)
+    page.evaluate(DROP_REPETITIONS)
+    found = Axe().run(page, options={"runOnly": RULES, "resultTypes": ["violations"]})
     assert not [
         (rule["id"], node["target"], node["failureSummary"])
         for rule in found.response["violations"]
@@ -352,9 +351,14 @@ def lighthouse(chromium, site_address):
 
 
 @pytest.fixture(scope="module")
-def heaviest_tutorial(visit) -> str:
-    tutorials = [name for name in PAGES if name.startswith("tutorials/")]
-    return max(tutorials, key=lambda name: weight(visit(name).requests))
+def heaviest_tutorial(built_site) -> str:
+    def size(name: str) -> int:
+        page = file_at(base() + name)
+        html = page.read_text("utf-8")
+        figures = re.findall(r'src="([^"#]+)#only-light"', html)
+        return len(html) + sum((page.parent / figure).stat().st_size for figure in figures)
+
+    return max((name for name in PAGES if name.startswith("tutorials/")), key=size)
 
 
 @pytest.mark.parametrize("device", ["desktop", "mobile"])
