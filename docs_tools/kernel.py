@@ -11,7 +11,7 @@ from ipykernel.kernelspec import make_ipkernel_cmd
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from docs_tools.blocks import Block, PageError
@@ -20,6 +20,7 @@ Output = dict[str, Any]
 """One output of a block, in the form that nbformat gives it."""
 
 SECONDS_PER_BLOCK = 900
+TERMINAL_WIDTH = 80
 DARK_FIGURES = Path(__file__).with_name("dark_figures.py")
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -52,9 +53,14 @@ def run_blocks(
             transport="ipc",
             connection_file=f"{folder}/kernel.json",
         )
-        client = NotebookClient(notebook, km=manager, timeout=SECONDS_PER_BLOCK, allow_errors=True)
-        # An empty IPython folder keeps the user's own configuration out of the kernel.
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "IPYTHONDIR": folder}
+        client = NotebookClient(notebook, km=manager, timeout=SECONDS_PER_BLOCK)
+        # An empty IPython folder keeps the user's own configuration out of the kernel, and tables
+        # are as wide in every terminal that the site is built from.
+        environment = os.environ | {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "IPYTHONDIR": folder,
+            "COLUMNS": str(TERMINAL_WIDTH),
+        }
         with client.setup_kernel(env=environment, cwd=folder, cleanup_kc=True):
             for index, block in enumerate(blocks):
                 line = block.first + first_line
@@ -63,35 +69,47 @@ def run_blocks(
                 # would strip them if nothing stood before them.
                 cell = new_code_cell("#" + "\n" * line + block.code)
                 notebook.cells.append(cell)
+                error = None
                 try:
                     client.execute_cell(cell, index)
+                except CellExecutionError as raised:
+                    error = raised
                 except CellTimeoutError:
                     message = f"this block ran for more than {SECONDS_PER_BLOCK} seconds"
                     raise PageError(page, line, message) from None
                 except DeadKernelError:
                     raise PageError(page, line, "Python died in this block") from None
-                _check_error(cell.outputs, block, page, line)
+                _check_error(error, cell.outputs, block, page, line)
     return [cell.outputs for cell in notebook.cells]
 
 
-def _check_error(outputs: Sequence[Output], block: Block, page: str, line: int) -> None:
+def _check_error(
+    error: CellExecutionError | None,
+    outputs: Sequence[Output],
+    block: Block,
+    page: str,
+    line: int,
+) -> None:
     expected = block.options.get("raises")
-    error = next((output for output in outputs if output["output_type"] == "error"), None)
     if error is None:
         if expected:
             raise PageError(page, line, f"expected {expected}, but this block raised nothing")
         return
-    if error["ename"] == expected:
+    shown = [output for output in outputs if output["output_type"] == "error"]
+    if error.ename == expected and shown:
         return
-    traceback = COLOURS.sub("", "\n".join(error["traceback"]))
+    # An exception that IPython fails to format comes with neither an output nor a traceback.
+    traceback = COLOURS.sub("", "\n".join(shown[0]["traceback"] if shown else [error.evalue]))
     in_this_block = re.findall(r"Cell In\[\d+\], line (\d+)", traceback)
     in_this_block = [
         int(n) for n in in_this_block if line < int(n) < line + block.last - block.first
     ]
     wanted = f", but {expected} is expected" if expected else ""
+    if error.ename == expected:
+        wanted = ", as expected, but it cannot be shown"
     traceback = re.sub(r"Cell In\[\d+\]", page, traceback)
     raise PageError(
         page,
         in_this_block[-1] if in_this_block else line,
-        f"this block raised {error['ename']}{wanted}\n\n{traceback}",
+        f"this block raised {error.ename}{wanted}\n\n{traceback}",
     )

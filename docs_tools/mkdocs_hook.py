@@ -24,7 +24,12 @@ TOOLS = Path(__file__).parent
 sys.path.insert(0, str(TOOLS.parent))  # MkDocs loads this file as a module that has no package
 
 from docs_tools.blocks import PageError  # noqa: E402
-from docs_tools.docstrings import ExecuteExamples, docstrings_with_blocks  # noqa: E402
+from docs_tools.docstrings import (  # noqa: E402
+    ExecuteExamples,
+    docstrings_with_blocks,
+    shows_docstrings,
+    with_docstrings,
+)
 from docs_tools.execute import Executed  # noqa: E402
 from docs_tools.llms import PageText, llms_files  # noqa: E402
 from docs_tools.notebook import to_notebook  # noqa: E402
@@ -32,11 +37,11 @@ from docs_tools.percent import to_markdown  # noqa: E402
 from docs_tools.session import Document, Session  # noqa: E402
 
 FIGURES = "assets/figures/"
+CHANGELOG = "CHANGELOG.md"
 TUTORIALS, EXAMPLES = "tutorials/", "examples/"
 VERSIONS = ("xplique-flax", "xplique", "jax", "flax", "tensorflow", "keras")
 HTML_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 PYTHON_ON_PAGE = re.compile(r'<div class="[^"]*\blanguage-(?:python|py|ipython)')
-REFERENCE = re.compile(r"^::: ", re.MULTILINE)
 SIGNATURE = ("language-python doc-signature", "language-signature doc-signature")
 """Signatures look like Python blocks, and are no code to be copied and run."""
 MATHS = re.compile(
@@ -69,9 +74,12 @@ def on_config(config: MkDocsConfig) -> None:
 
 @event_priority(100)  # before mkdocs-jupyter makes pages of the scripts
 def on_files(files: Files, *, config: MkDocsConfig) -> None:
-    """Make the scripts in `examples/` files of the site."""
+    """Make the scripts in `examples/`, and the changelog, files of the site."""
     for script in sorted((session.root / EXAMPLES).glob("*.py")):
         files.append(File.generated(config, TUTORIALS + script.name, abs_src_path=str(script)))
+    changelog = session.root / CHANGELOG
+    if changelog.exists():
+        files.append(File.generated(config, CHANGELOG.lower(), abs_src_path=str(changelog)))
 
 
 @event_priority(-100)  # when every page is known
@@ -147,7 +155,7 @@ def _add_file(path: str, content: str | bytes, config: MkDocsConfig, files: File
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     executed = executed_pages[page.file.src_uri]
     expected = len(executed.blocks)
-    if REFERENCE.search(executed.markdown):
+    if shows_docstrings(executed.markdown):
         expected += ExecuteExamples.blocks
     content = content.replace(*SIGNATURE)
     shown = len(PYTHON_ON_PAGE.findall(HTML_COMMENT.sub("", content)))
@@ -186,10 +194,10 @@ def on_env(env: object, *, config: MkDocsConfig, files: Files) -> None:
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:
-    texts = [
-        PageText(page.title or "", page.file.src_uri, executed_pages[page.file.src_uri].markdown)
-        for page in pages
-    ]
+    texts = []
+    for page in pages:
+        text = with_docstrings(executed_pages[page.file.src_uri].markdown, session)
+        texts.append(PageText(page.title or "", page.file.src_uri, text))
     for name, text in llms_files(config.site_name, config.site_description or "", texts).items():
         path = Path(config.site_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from docs_tools.kernel import TERMINAL_WIDTH
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "xplique-flax"
 UV_BUILD = (sys.executable, "-m", "uv", "build", "--quiet", "--offline", "--no-build-isolation")
@@ -183,7 +185,7 @@ def run_blocks(environment: Path, blocks: Iterable[str], cwd: Path) -> list[dict
         env=activated(
             environment,
             # Keras cuts its tables off at the width of the terminal.
-            {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "120"},
+            {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": str(TERMINAL_WIDTH)},
         ),
         cwd=cwd,
         text=True,

@@ -214,6 +214,21 @@ def test_block_must_raise_what_it_promises(code, message):
     assert error.line in (2, 3)
 
 
+@pytest.mark.parametrize("options", ["", ' raises="ZeroDivisionError"'])
+def test_exception_that_cannot_be_formatted_is_no_success(options):
+    spoil = """from IPython.core.ultratb import AutoFormattedTB
+AutoFormattedTB.structured_traceback = lambda *args, **kwargs: 1 / 0"""
+    error = failure(f"{python(spoil)}\n{python('1 / 0', options)}")
+    assert error.line == 5
+    assert "this block raised ZeroDivisionError" in error.message
+
+
+def test_tables_are_as_wide_in_every_terminal(monkeypatch):
+    code = "import shutil\nprint(shutil.get_terminal_size().columns)"
+    monkeypatch.setenv("COLUMNS", "33")
+    assert "\n80\n" in execute(python(code), "page.md").markdown
+
+
 @pytest.mark.parametrize(
     ("markdown", "line", "message"),
     [

@@ -46,6 +46,14 @@ class Site:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
 
+    def with_mkdocstrings(self) -> None:
+        plugin = (
+            "plugins:\n  - mkdocstrings: {handlers: {python: {options: "
+            "{show_source: false, extensions: [docs_tools.docstrings.ExecuteExamples]}}}}\n"
+        )
+        configuration = (self.folder / "mkdocs.yml").read_text("utf-8")
+        self.write("mkdocs.yml", configuration.replace("plugins:\n", plugin))
+
     def build(self, command: str = "build") -> str:
         """Build as `mkdocs build --strict` or `mkdocs serve --no-strict`; give the inner page."""
         config = load_config(str(self.folder / "mkdocs.yml"), strict=command == "build")
@@ -224,22 +232,37 @@ def test_site_is_given_as_markdown_too(site):
     assert page in (folder / "llms-full.txt").read_text("utf-8")
 
 
+def test_docstrings_and_changelog_are_given_as_markdown_too(site):
+    site.write(
+        "xplique_flax/__init__.py",
+        'class Adder:\n    """Add.\n\n    ```python\n    20 + 1\n    ```\n    """\n\n'
+        "    def __init__(self, first: int = 0):\n        pass\n\n"
+        '    def add(self, second: int):\n        """Do it."""\n\n'
+        '    def other(self):\n        """Leave it."""\n',
+    )
+    site.write("CHANGELOG.md", "# Changelog\n\nAll is new.\n")
+    site.write(
+        "docs/guide/page.md",
+        "# Page\n\n::: xplique_flax.Adder\n    options:\n      members: [add]\n",
+    )
+    site.with_mkdocstrings()
+    site.build()
+    page = (site.folder / "site" / "guide" / "page.md").read_text("utf-8")
+    assert "## `Adder(first: int = 0)`\n\nAdd.\n\n```python\n20 + 1\n```" in page
+    assert "21" in page
+    assert "## `add(second: int)`\n\nDo it." in page
+    assert "Leave it" not in page
+    for name in ("changelog.md", "changelog/index.html"):
+        assert "All is new." in (site.folder / "site" / name).read_text("utf-8")
+
+
 def test_examples_of_docstrings_are_executed(site, caplog):
     site.write(
         "xplique_flax/__init__.py",
         'def f():\n    """Do.\n\n    ```python\n    1 / 0\n    ```\n    """\n',
     )
     site.write("docs/guide/page.md", "# Page\n\n::: xplique_flax.f\n")
-    site.write(
-        "mkdocs.yml",
-        (site.folder / "mkdocs.yml")
-        .read_text("utf-8")
-        .replace(
-            "plugins:\n",
-            "plugins:\n  - mkdocstrings: {handlers: {python: {options: "
-            "{extensions: [docs_tools.docstrings.ExecuteExamples]}}}}\n",
-        ),
-    )
+    site.with_mkdocstrings()
     with pytest.raises(SystemExit):
         site.build()
     assert "xplique_flax/__init__.py (xplique_flax.f):" in caplog.text

@@ -624,6 +624,24 @@ def test_saving_through_keras(params, tmp_path):
     message(error, "is not available", "Orbax")
 
 
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda model: tf.saved_model.save(model, "model"),
+        lambda model: tf.train.Checkpoint(model=model).save("model"),
+        lambda model: keras.Model(model.inputs, model.layers[1].output).export("sub"),
+        lambda model: keras.Model(model.inputs, model.layers[1].output).save_weights(
+            "sub.weights.h5"
+        ),
+    ],
+)
+def test_saving_without_the_parameters(save, params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotImplementedError) as error:
+        save(FlaxWrapper(CNN(), params, input_shape=(8, 8, 3)))
+    message(error, "can't be saved", "Orbax", "jax.export")
+
+
 REFUSED_ENVIRONMENTS = [
     ({"KERAS_BACKEND": "jax"}, None, ["backend to be TensorFlow", "'jax'", "KERAS_BACKEND"]),
     ({"TF_USE_LEGACY_KERAS": "1"}, None, ["Keras 3", "TF_USE_LEGACY_KERAS=1", "Unset it"]),

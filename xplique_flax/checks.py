@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import flax.linen as nn
 import jax
@@ -293,3 +293,13 @@ def no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"`layer` is {name!r}, and the model has no layer of this name.{meant} It has {names}."
+
+
+def refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:
+    """Raise the error for what asks for variables or functions that TensorFlow could save."""
+    raise NotImplementedError(
+        "A wrapped Flax model and its sub-models can't be saved, checkpointed or exported: "
+        "TensorFlow would leave the Flax parameters out without a word. Save the parameters of "
+        "the Flax module, for example with Orbax or flax.serialization, or export the module "
+        "itself, for example with jax.export."
+    )

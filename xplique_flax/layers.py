@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .bridge import Bridge, JaxFunction
-from .checks import check_not_training
+from .checks import check_not_training, refuse_to_save
 from .graph import Cell, Graph, Value
 from .parameters import Parameter
 
@@ -27,6 +27,8 @@ def is_replaced(layer: keras.layers.Layer) -> bool:
 
 class _Direct:
     """Call the layer without Keras's name scope, which admits few of the names modules have."""
+
+    _trackable_children = save_own_variables = refuse_to_save
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:

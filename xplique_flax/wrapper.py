@@ -16,6 +16,7 @@ from .checks import (
     check_not_training,
     checked_input_shape,
     no_such_layer,
+    refuse_to_save,
 )
 from .fused import FusedModel, Truncated
 from .graph import Graph, ModelFunction
@@ -102,6 +103,8 @@ class FlaxWrapper(keras.Model):
     print(np.allclose(explanations, abs(kernel).T[classes]))
     ```
     """
+
+    _trackable_children = refuse_to_save
 
     def __init__(
         self,
