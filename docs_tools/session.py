@@ -11,7 +11,7 @@ from docs_tools.cache import Cache, state_of
 from docs_tools.execute import Executed, execute
 
 HOW_BLOCKS_ARE_RUN = [Path(__file__).with_name(name) for name in ("kernel.py", "dark_figures.py")]
-AT_ONCE = min(4, os.cpu_count() or 1)
+AT_ONCE = min(4, (os.cpu_count() or 1) + 1)  # one more than cores: not all of it is computing
 
 
 def cache_of(root: Path) -> Cache:
@@ -59,8 +59,10 @@ class Session:
             done += 1
             self.progress(f"{document.name}: done ({done} of {count} pages)")
 
+        # The longest first, so that at the end no core waits for another.
+        longest_first = sorted(pending.values(), key=lambda document: -len(document.markdown))
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(run, pending.values()))
+            list(pool.map(run, longest_first))
 
     def execute(self, document: Document, figure_folder: str = "") -> Executed:
         """Give the document with its outputs, or raise the `PageError` of its failing block."""
