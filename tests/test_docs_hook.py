@@ -280,3 +280,16 @@ def test_python_that_was_not_executed_stops_the_build(site, caplog):
 def test_commented_out_block_is_neither_run_nor_counted(site):
     site.write("docs/guide/page.md", "# Page\n\n<!--\n```python\n1 / 0\n```\n-->\n\nText\n")
     assert "<p>Text</p>" in site.build()
+
+
+def test_no_page_asks_the_host_of_the_repository_for_its_numbers(site):
+    theme = HOOK.with_name("theme")
+    site.write(
+        "mkdocs.yml",
+        f"{(site.folder / 'mkdocs.yml').read_text('utf-8')}"
+        f"repo_url: https://github.com/owner/name\n"
+        f"theme: {{name: material, custom_dir: '{theme}', font: false}}\n",
+    )
+    page = site.build()
+    assert 'href="https://github.com/owner/name" title="Go to repository"' in page
+    assert 'data-md-component="source"' not in page

@@ -92,6 +92,22 @@ class ReluInside(nn.Module):
         ]
 
 
+class Branch(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4, name="first")(x)
+        inner = nn.Dense(4, name="inner")
+        if self.is_initializing():
+            inner(x)
+        return nn.cond(x.sum() > 0, lambda m, v: inner(v), lambda m, v: v, self, x)
+
+
+class TwoInputs(nn.Module):
+    @nn.compact
+    def __call__(self, top, bottom):
+        return nn.Dense(4)(top + bottom)
+
+
 class Unused(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -145,6 +161,7 @@ def raises(kind, parts, call):
         call()
     assert type(error.value) is kind
     message(error, *parts)
+    return str(error.value)
 
 
 CONSTRUCTION = {
@@ -364,6 +381,15 @@ class TestModes:
             lambda: FlaxWrapper(Training(), parameters),
         )
 
+    def test_second_input(self):
+        parameters = TwoInputs().init(jax.random.key(0), ROWS, ROWS)
+        error = raises(
+            ValueError,
+            ["`apply_kwargs` is {}", "'bottom'", "second array", "take one", "`method`"],
+            lambda: FlaxWrapper(TwoInputs(), parameters),
+        )
+        assert "False" not in error
+
     @pytest.mark.parametrize("shape", [None, (6,)])
     def test_training_mode(self, shape):
         parameters = made(Training(), ROWS, train=False)
@@ -444,6 +470,11 @@ def test_output_is_refused(case, shape):
 INPUTS = {
     "text": (TypeError, "text", ["`inputs`", "string", "real numbers"]),
     "an object": (TypeError, object(), ["`inputs` is of type object", "no array"]),
+    "a dict": (
+        TypeError,
+        {"x": np.ones((2, 2))},
+        ["`inputs` is of type dict", "TensorFlow says: ", "[[1., 1.], [1., 1.]]"],
+    ),
     "a ragged list": (TypeError, [[1.0], [1.0, 2.0]], ["`inputs` is of type list", "no array"]),
     "complex numbers": (TypeError, IMAGES.astype(complex), ["`inputs`", "complex128"]),
     "a number": (ValueError, 1.0, ["`inputs` has no dimension", "(N, ...)"]),
@@ -537,6 +568,11 @@ class TestLayers:
                 [f"`layer` is '{name}'", "inside a `scan`", "'Dense_0'"],
                 lambda name=name: wrapped.get_layer(name),
             )
+
+    def test_module_inside_cond(self):
+        wrapped = FlaxWrapper(Branch(), made(Branch(), ROWS), input_shape=(6,))
+        parts = ["inside a `cond`", "one of the branches", "'first'", "jnp.where"]
+        raises(ValueError, parts, lambda: wrapped.get_layer("inner"))
 
     @pytest.mark.parametrize("explainer", [GuidedBackprop, DeconvNet])
     @pytest.mark.parametrize(

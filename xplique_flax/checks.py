@@ -16,6 +16,9 @@ from flax import nnx
 
 from .graph import UNUSED, Value
 
+OFF_WHEN_TRUE = ("deterministic", "use_running_average")
+MODE_FLAGS = ("train", "training", "is_training", *OFF_WHEN_TRUE)
+
 
 def check_module(flax_module: Any) -> None:
     """Refuse what is no instance of a Linen module."""
@@ -147,15 +150,27 @@ def check_call(function: Callable, flax_module: nn.Module, apply_kwargs: dict[st
         signature.bind(flax_module, None, **apply_kwargs)
     except TypeError as error:
         names = [p.name for p in parameters]
+        missing = [
+            p.name for p in parameters if p.default is p.empty and p.name not in apply_kwargs
+        ]
         raise ValueError(
             f"`apply_kwargs` is {apply_kwargs}, which does not fit the module's call, "
             f"{function.__qualname__}{signature}: {error}. Accepted are the keyword arguments "
-            f"{names}, given for every call, for example `apply_kwargs={{{_example(names)}}}`."
+            f"{names}, given for every call{_example(names, missing)}"
         ) from None
 
 
-def _example(names: list[str]) -> str:
-    return f'"{names[0]}": {"True" if names[0] == "deterministic" else "False"}' if names else ""
+def _example(names: list[str], missing: list[str]) -> str:
+    flags = [name for name in missing or names if name in MODE_FLAGS]
+    if flags:
+        value = "True" if flags[0] in OFF_WHEN_TRUE else "False"
+        return f', for example `apply_kwargs={{"{flags[0]}": {value}}}`.'
+    if missing:
+        return (
+            f". If {missing[0]!r} is a second array to explain: Xplique's methods take one. Join "
+            "the arrays, and take them apart in a function that you pass as `method`."
+        )
+    return "."
 
 
 def _method_names(flax_module: nn.Module) -> list[str]:
@@ -210,7 +225,8 @@ def checked_inputs(inputs: Any, shape: tuple[int, ...] | None) -> tf.Tensor:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`inputs` is of type {type(inputs).__name__}, which is no array. Accepted are "
-            f"one NumPy array or tensor of real numbers, with the batch first. {str(error)[:120]}"
+            f"one NumPy array or tensor of real numbers, with the batch first. "
+            f"TensorFlow says: {' '.join(str(error).split())[:120]}"
         ) from None
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
         raise TypeError(
@@ -277,6 +293,20 @@ def check_has_batch(layer: str, outputs: Sequence[Value]) -> None:
     )
 
 
+_LOOP = (
+    "where one layer stands for many calls and has no single output",
+    "write the loop out, with one module per step",
+)
+_INSIDE = {
+    "scan": _LOOP,
+    "while": _LOOP,
+    "cond": (
+        "where it is called for one of the branches alone",
+        "compute both branches, and choose with jnp.where",
+    ),
+}
+
+
 def no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:
     """Say why a layer is not there, and which ones are."""
     if name in hidden and hidden[name] == UNUSED:
@@ -285,10 +315,12 @@ def no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:
             f"Accepted are {names}."
         )
     if name in hidden:
+        why, fix = _INSIDE.get(
+            hidden[name], ("which JAX treats as one operation", "do without the operation")
+        )
         return (
-            f"`layer` is {name!r}, a module inside a `{hidden[name]}`, where one layer stands for "
-            f"many calls and has no single output. Accepted are {names}: take the layer that has "
-            "the loop in it, or write the loop out, with one module per step."
+            f"`layer` is {name!r}, a module inside a `{hidden[name]}`, {why}. Accepted are "
+            f"{names}: take the layer that has it inside, or {fix}."
         )
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .checks import (
+    MODE_FLAGS,
     check_call,
     check_module,
     check_parameters,
@@ -188,6 +189,5 @@ def _tagging() -> Callable:
 
 def _flags(flax_module: nn.Module, method: Callable | None) -> str:
     function = method or type(flax_module).__call__
-    known = ("train", "training", "is_training", "deterministic", "use_running_average")
-    names = [name for name in inspect.signature(function).parameters if name in known]
+    names = [name for name in inspect.signature(function).parameters if name in MODE_FLAGS]
     return f" (the call has the flag {names[0]!r})" if names else ""

@@ -68,10 +68,12 @@ def checked_output(result: Any, inputs: Any) -> Any:
             '`lambda out: out["logits"]`.'
         )
     if not jnp.issubdtype(result.dtype, jnp.floating):
+        is_complex = jnp.issubdtype(result.dtype, jnp.complexfloating)
+        example = "`lambda out: jnp.abs(out)`" if is_complex else "the logits of a predicted class"
         raise ValueError(
             f"`output`: the module returns an array of {result.dtype}, and floating point numbers "
-            "are accepted, since others have no gradient. Pass an `output` function that returns "
-            "some, such as the logits or `lambda out: jnp.abs(out)`."
+            "are accepted, since others have no gradient. Pass a `method` or an `output` function "
+            f"that returns some, such as {example}."
         )
     if result.ndim == 0 or result.shape[0] != inputs.shape[0]:
         raise ValueError(

@@ -44,7 +44,8 @@ class FlaxWrapper(keras.Model):
     apply_kwargs : dict, optional
         Keyword arguments of each call, such as ``{"train": False}``.
     method : str or function, optional
-        The method of the module that is called, by default ``__call__``.
+        The method of the module that is called, by default ``__call__``, or a function
+        ``method(module, inputs)``.
     rngs : dict, optional
         The random streams of a module that asks for some, such as
         ``{"dropout": jax.random.key(0)}``. They are the same ones at each call.
@@ -73,8 +74,8 @@ class FlaxWrapper(keras.Model):
     Flax numbers modules in the order in which they are made: in ``nn.Dense(3)(nn.Dense(8)(x))``
     the outer one is ``Dense_0``. A module that is called twice is one layer with two nodes.
 
-    The wrapper behaves as a Keras functional model does, and is held to give the explanations of
-    a native one with the same weights. It can't be trained, saved or exported through Keras.
+    The wrapper behaves as a Keras functional model does, and is tested to give the explanations
+    of a native one with the same weights. It can't be trained, saved or exported through Keras.
 
     Threads may explain with one wrapper at the same time, but for Grad-CAM, Grad-CAM++ and TCAV:
     while they run they replace a layer's ``call``, of a native Keras model too.
@@ -268,7 +269,7 @@ class FlaxWrapper(keras.Model):
         return super().get_weights()
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """Set the values of the parameters, in the order of :meth:`get_weights`."""
+        """Set the values of the parameters, in the order of ``get_weights``."""
         self._require_inside()
         super().set_weights(weights)
 
