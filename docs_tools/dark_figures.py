@@ -37,7 +37,7 @@ def dark_png(figure: Any) -> str:
 @contextmanager
 def recoloured(figure: Any) -> Iterator[None]:
     """Exchange black for a light ink and white for nothing, in all but the data."""
-    from matplotlib.colors import same_color
+    from matplotlib.colors import to_rgba
 
     changed = []
     for artist in _furniture(figure):
@@ -48,11 +48,11 @@ def recoloured(figure: Any) -> Iterator[None]:
                 continue
             old = getter()
             try:
-                new = INK if same_color(old, "k") else PAPER if same_color(old, "w") else None
+                *rgb, alpha = to_rgba(old)
             except ValueError:  # several colours: data
                 continue
-            if new:
-                setter(new)
+            if alpha and len(set(rgb)) == 1 and rgb[0] in (0, 1):
+                setter(PAPER if rgb[0] else to_rgba(INK, alpha))
                 changed.append((setter, old))
     try:
         yield

@@ -311,8 +311,8 @@ rows = {"mean": mean, "standard deviation": deviation, "agreed upon": agreed}
 show(test_x[chosen], rows)
 
 # %% [markdown]
-# The strong pixels stay. The doubt is not that the thinned networks look at different
-# places: it is in what they agree upon, where blue pixels speak against the digit.
+# The strong pixels stay. How much of the mean is agreed upon, and how much of that is
+# blue, against the digit?
 
 # %%
 for name, part in {"least sure": slice(0, 3), "surest": slice(3, 6)}.items():
@@ -321,6 +321,9 @@ for name, part in {"least sure": slice(0, 3), "surest": slice(3, 6)}.items():
     print(f"{name}: {kept:.0%} is agreed upon, {against:.0%} of that against the digit")
 
 # %% [markdown]
+# Sure or not, the thinned networks agree upon most of it. What differs is its direction:
+# where the network is least sure, far more of it speaks against the digit.
+#
 # Next: [save such a state and explain it after restoring](orbax_checkpoint.py), the
 # [arguments of the wrapper](../guide/wrap.md) one by one, or the
 # [layers of a residual network](residual_network.py).

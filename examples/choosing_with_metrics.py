@@ -152,7 +152,7 @@ print(len(maps), "sets of maps of shape", maps["Saliency"].shape)
 #   back first.
 # - **MuFidelity** (higher is better) removes random sets $S$ of grid cells, and correlates what the
 #   score loses with what the map $\phi$ says of them:
-#   $\operatorname{corr}_S\big(f(x) - f(x_{\setminus S}),\ \sum_{i \in S} \phi_i\big)$, where
+#   $\operatorname{corr}_S\big(f(x) - f(x_{\notin S}),\ \sum_{i \in S} \phi_i\big)$, where
 #   $\operatorname{corr}$ is Spearman's.
 # - **Average Drop** (lower is better) multiplies the scene by the map's absolute values, scaled to
 #   $[0, 1]$, and takes the share of the probability that is lost; **Average Increase** (higher is
@@ -247,11 +247,12 @@ for title in ["Deletion ↓", "Insertion ↑", "MuFidelity ↑"]:
     print(f"{title}  random maps: {min(values):.3f} to {max(values):.3f}")
 
 # %% [markdown]
-# All methods have a better Deletion and Insertion than random maps, which is the least to ask
-# for. Brightness is the harder yardstick. The ink is most of what the model looks at, and the
-# brightest pixels are ink, so a map that knows nothing of the model scores better than several
-# methods in Insertion and in the three averages. In Deletion all methods are ahead of it. That a
-# score is far from a random map's does not yet show that the method explains *this model*.
+# The one in the table was another draw. All methods have a better Deletion and Insertion than
+# random maps, which is the least to ask for. Brightness is the harder yardstick. The ink is most of
+# what the model looks at, and the brightest pixels are ink, so a map that knows nothing of the
+# model scores better than several methods in Insertion and in the three averages. In Deletion all
+# methods are ahead of it. That a score is far from a random map's does not yet show that the method
+# explains *this model*.
 #
 # Average Drop and its siblings keep the pixels in proportion to the map. That suits maps that cover
 # the whole digit. Scattered dots, as of Saliency, or one small spot, as of Grad-CAM, leave a scene
@@ -260,7 +261,8 @@ for title in ["Deletion ↓", "Insertion ↑", "MuFidelity ↑"]:
 # MuFidelity of a random map is above 0, and that of Rise hardly higher. Both have the same cause:
 # the random sets differ in size. A larger set costs more of the score, and any map of positive
 # values has a larger sum there, whatever it shows. Rise gives mean scores, which carry such a
-# constant. Without the mean of each map, the two part:
+# constant. Without the mean of each map, the two part. MuFidelity draws new sets at each call,
+# hence the differences from the table:
 
 # %%
 for name in ["Random map", "Rise"]:
@@ -386,7 +388,7 @@ for title in [*fidelity, "mean color ↓", "white ↓"]:
 #   baseline.
 # - Among methods that are equally faithful, take the stabler and the simpler one.
 # - Check that the explanations change when the model does:
-#   [Sanity checks by randomising the model](sanity_checks.py). No metric on this page does that.
+#   [Sanity checks by randomizing the model](sanity_checks.py). No metric on this page does that.
 #
 # For this model, Occlusion is the best or close to it by most measures. It is coarse, calls the
 # model once per patch, and was given the baseline that it is judged with.

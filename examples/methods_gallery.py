@@ -180,7 +180,7 @@ print("Maps:", len(maps), "of shape", maps["Saliency"].shape[1:])
 # %% [markdown]
 # The first question: why is there an 8? The box in the first picture marks it, and both digits are
 # marked in the others. Maps that say for *and* against are drawn in red (for) and blue (against);
-# the others from dark (nothing) to yellow (most). Each map has a color scale of its own.
+# the others from dark (least) to yellow (most). Each map has a color scale of its own.
 
 # %% alt="The scene, an 8 on the left and a 7 on the right on the petals of a flower, and 17 maps of its 8. The gradients form a spotted pattern on the 8. Grad-CAM, Occlusion, Rise, Sobol and HSIC show a spot on it, Lime and Kernel SHAP its whole shape. FEM marks the 7 more than the 8."
 signed = {
@@ -248,10 +248,11 @@ for name, pair in maps.items():
 
 # %% [markdown]
 # FEM does not look at the target: its map is the same for both questions, and shows where the
-# last layer is active. All others answer the question. One scene does not rank them; that takes
-# many scenes, and measures that need no boxes, as in [Choosing a method with
+# last layer is active. All others change with the question, most of them clearly: VarGrad and
+# Grad-CAM++ still have a peak on the 7 when asked about the 8. One scene does not rank them; that
+# takes many scenes, and measures that need no boxes, as in [Choosing a method with
 # metrics](choosing_with_metrics.py). And that a map looks right does not mean that it shows what
-# the model does: see [Sanity checks by randomising the model](sanity_checks.py).
+# the model does: see [Sanity checks by randomizing the model](sanity_checks.py).
 
 # %% [markdown]
 # ## What each method computes
@@ -289,7 +290,7 @@ for name, pair in maps.items():
 # ## Sources
 #
 # - **Saliency**: Simonyan, Vedaldi and Zisserman (2013), *Deep Inside Convolutional Networks:
-#   Visualising Image Classification Models and Saliency Maps*
+#   Visualizing Image Classification Models and Saliency Maps*
 # - **Gradient Input**: Shrikumar, Greenside, Shcherbina and Kundaje (2016), *Not Just a Black Box:
 #   Learning Important Features Through Propagating Activation Differences*
 # - **Integrated Gradients**: Sundararajan, Taly and Yan (2017), *Axiomatic Attribution for Deep

@@ -237,7 +237,7 @@ plt.show()
 # Further operators leave factors of the score out: `"object detection box position"`
 # explains the overlap alone, `"object detection box class"` the overlap and the class,
 # and `"object detection box proba"` the overlap and the presence of an object. Here are
-# two of them for one of the digits, which has neighbours close by.
+# two of them for one of the digits, which has neighbors close by.
 
 # %%
 index = 3
@@ -281,11 +281,11 @@ cells = (good & same)[scenes, drawn].argmax(-1)
 inputs, targets = test_x[scenes], outputs[scenes, cells]
 
 boxes = test_y[scenes, drawn]
-neighbours = area(test_y[scenes]) & (np.arange(16) != drawn[:, None])[..., None, None]
+neighbors = area(test_y[scenes]) & (np.arange(16) != drawn[:, None])[..., None, None]
 places = {
     "in the true box": area(boxes),
     "or within two pixels of it": area(boxes[:, :4] + [-2, -2, 2, 2]),
-    "on another digit": neighbours.any(1),
+    "on another digit": neighbors.any(1),
 }
 
 
@@ -337,7 +337,8 @@ print(heading)
 report("Grad-CAM", GradCAM(wrapped, conv_layer="relu_2")(inputs, numbers))
 
 # %% [markdown]
-# It points at another digit about as often as at the right one. Grad-CAM weighs each
+# It points at another digit more often than at the right one. `relu_2` is the last
+# layer with 8 × 8 places. Grad-CAM weighs each
 # channel of the layer with the gradient's mean over all places, and which box was asked
 # about is lost in that mean. With the product of gradient and activation at each place,
 #

@@ -238,7 +238,7 @@ for number, state in states.items():
 # %% [markdown]
 # Integrated Gradients changes along with what the network knows. Grad-CAM++ looks
 # plausible from the first step, at which most digits are still misread: its maps owe
-# much to the strokes themselves, and less to what was learnt. [Sanity checks by
+# much to the strokes themselves, and less to what was learned. [Sanity checks by
 # randomizing the model](sanity_checks.py) turn this observation into a test.
 #
 # The temporary folder is not needed any more:

@@ -279,11 +279,14 @@ for chance, picked in {"any pixel": np.ones_like(ink), "any ink": ink}.items():
     print(f"| Chance: {chance} | | {share:.0%} | {share:.0%} |")
 
 # %% [markdown]
-# At the first ReLU Grad-CAM sees edges, and a fragment has edges like a digit: it is
-# not much better than picking any ink. The next layers tell the digit from the
-# fragments better and better. The first block of the second stage falls back a little;
-# its maps have a quarter of the places, and one place is four pixels wide, so that it
-# takes little to miss a square of eight.
+# At the first ReLU Grad-CAM sees edges, and a fragment has edges like a digit: it is a
+# little better than picking any ink, and Grad-CAM++ a little worse. The next layers
+# tell the digit from the fragments better and better. The first block of the second
+# stage falls back a little, but its misses are near: one of its places is four pixels
+# wide.
+#
+# The papers take a layer after its ReLU, here the blocks. `Conv_1` lies before the
+# normalization, the sum and the ReLU; here it points no worse.
 #
 # Grad-CAM says what a layer has found out, in the words of the layers after it. So look
 # at more than one, and do not take a blurred map of the last layer for all that the
@@ -322,10 +325,10 @@ for axes in rows.flat:
 plt.show()
 
 # %% [markdown]
-# DeconvNet fails here, and it must. At each ReLU it asks for the sign of the gradient
-# alone, never for what the scene made of it. All else in this network is linear, so
-# that its map depends on the class, and on nothing else: two scenes with the same digit
-# have the same map.
+# The pictures show absolute values. DeconvNet fails here, and it must. At each ReLU it
+# asks for the sign of the gradient alone, never for what the scene made of it. All else
+# in this network is linear, so that its map depends on the class, and on nothing else:
+# two scenes with the same digit have the same map.
 
 # %%
 difference = np.abs(deconvolved[pair[0]] - deconvolved[pair[1]]).max()
@@ -336,7 +339,7 @@ print(f"Largest difference between the two: {difference:g}")
 # In networks with max pooling DeconvNet knows at least where the maxima were; one with
 # strides and a mean, as this one, gives it nothing to go by. That a map looks plausible
 # is not enough, and neither is that it points well: [sanity checks](sanity_checks.py)
-# ask whether it depends on what was learnt.
+# ask whether it depends on what was learned.
 #
 # Where a model gives an answer per box or per pixel, Grad-CAM points much worse than
 # here: [object detection](object_detection.py) and [segmentation](segmentation.py)

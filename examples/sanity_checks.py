@@ -1,11 +1,11 @@
 # %% [markdown]
-# # Sanity checks by randomising the model
+# # Sanity checks by randomizing the model
 #
-# An explanation of a model has to change when the model does. Here the layers of a trained
-# network are replaced by random ones, from the output to the input, and eight methods explain
-# each stage. The result: Guided Backprop still draws clean digits when only the first layer is
-# left of what was learnt. And two of Xplique's metrics do such checks for you, for those methods
-# that they fit.
+# An explanation of a model has to change when the model does. Here the layers of a trained network
+# are replaced by random ones, from the output to the input, and eight methods explain each stage.
+# The result: Guided Backprop still draws strokes of both digits when only the first layer is left
+# of what was learned. And two of Xplique's metrics do such checks for you, for those methods that
+# they fit.
 #
 # !!! note "Random models, on purpose"
 #     All other pages explain trained models only. Here a random model is the experiment: it knows
@@ -134,7 +134,7 @@ def explain():
 stages = {"trained": explain()}
 
 # %% [markdown]
-# ## Randomise layer by layer
+# ## Randomize layer by layer
 #
 # The random weights are those that training could have begun with: `model.init` with another key.
 # `set_weights` takes a layer's parameters in Keras's order, the kernel before the bias, and the
@@ -166,7 +166,7 @@ print("All layers are random:", np.abs(difference).max() < 1e-5)
 # From left to right, one more layer is random. Maps with a sign are in red and blue, the others
 # from dark to yellow, each with a scale of its own.
 
-# %% alt="Maps of one scene with an 8 on the left and a 7 on the right, for eight methods in rows and six stages of randomisation in columns. In the first column nearly all mark the 8. Saliency, Gradient Input, SmoothGrad, Grad-CAM and Occlusion lose it and become diffuse or spotted. Guided Backprop draws the strokes of both digits cleanly until only the first layer is as trained. FEM does not change in the second column."
+# %% alt="Maps of one scene with an 8 on the left and a 7 on the right, for eight methods in rows and six stages of randomization in columns. In the first column nearly all mark the 8. Saliency, Gradient Input, SmoothGrad and Grad-CAM lose it and become diffuse or spotted; Occlusion moves off it and changes its sign. Guided Backprop draws strokes of both digits until only the first layer is as trained. FEM does not change in the second column."
 import matplotlib.pyplot as plt
 
 signed = ["Gradient Input", "SmoothGrad", "Guided Backprop", "DeconvNet", "Occlusion"]
@@ -210,19 +210,19 @@ def similarity(before, after):
     return float(np.mean(batched_spearman(*flat)))
 
 
-randomised = [stage for stage in stages if stage != "trained"]
-print("| Method |", " | ".join(randomised), "|")
-print("| :-- |" + " --: |" * len(randomised))
+randomized = [stage for stage in stages if stage != "trained"]
+print("| Method |", " | ".join(randomized), "|")
+print("| :-- |" + " --: |" * len(randomized))
 for method in explainers:
     trained = stages["trained"][method]
-    values = [similarity(trained, stages[stage][method]) for stage in randomised]
+    values = [similarity(trained, stages[stage][method]) for stage in randomized]
     print(f"| {method} |", " | ".join(f"{value:.2f}" for value in values), "|")
 
 # %% [markdown]
 # !!! warning "Read along a row, not down a column"
 #     The maps of Saliency are positive, and any network, trained or not, reacts more to contrasts
 #     than to an even sky. So its ranks stay alike, though its pictures do not. The last column,
-#     where nothing learnt is left, shows how much of a correlation is due to the scene and the
+#     where nothing learned is left, shows how much of a correlation is due to the scene and the
 #     architecture alone.
 #
 # Among the maps with a sign, that of Gradient Input, SmoothGrad and Occlusion is lost with the
@@ -239,7 +239,8 @@ for method in explainers:
 # maps. Low is good in both.
 #
 # They need the trained model again, so wrap it anew. Before you trust a check, check it: with a
-# share of 0 nothing is randomised, and the correlation has to be 1.
+# share of 0 nothing is randomized, and the correlation has to be 1; with a share of 1 it must not
+# stay there.
 
 # %% output="markdown"
 from xplique.metrics import ModelRandomizationMetric, RandomLogitMetric
@@ -273,23 +274,24 @@ for name, explainer in explainers.items():
 
 # %% [markdown]
 # !!! warning "Model Randomization does not fit Guided Backprop, DeconvNet, Grad-CAM and Grad-CAM++"
-#     The last three rows fail the check of the check. The metric puts a copy of the model into
-#     the explainer. The copy has ordinary ReLUs, so Guided Backprop and DeconvNet become plain
-#     gradients, and change even when nothing is random. Grad-CAM has compiled its first model and
-#     goes on using it, so nothing ever changes. This is so in Xplique 2.0.2 for native Keras
-#     models too. For these methods do as above: randomise layer by layer.
+#     Guided Backprop and DeconvNet fail the check of the check. Grad-CAM passes it, but has 1 with
+#     all layers random, too. The metric puts a copy of the model into the explainer. The copy has
+#     ordinary ReLUs, so Guided Backprop and DeconvNet become plain gradients, and change even when
+#     nothing is random. Grad-CAM has compiled its first model and goes on using it, so nothing ever
+#     changes. This is so in Xplique 2.0.2 for native Keras models too. For these methods do as
+#     above: randomize layer by layer.
 #
 # The first column of SmoothGrad and of other methods that draw random numbers is not exactly 1:
 # two runs on one model differ. It is the mark to compare the second column with.
 #
 # The metric draws weights between 0 and 1, all of them positive, and not those that training
-# begins with. That is a harsher change than the one above. By default it randomises a quarter of
+# begins with. That is a harsher change than the one above. By default it randomizes a quarter of
 # the layers that have weights, [rounded
 # down](../guide/limitations.md#model-randomization-may-randomize-nothing).
 #
 # In the column of Random Logit FEM has 1, since it ignores targets. All others change with the
-# question, Guided Backprop least of them: where the target's scores come from still decides what
-# it draws.
+# question, Guided Backprop least of them: its maps, too, depend on where in the scene the target's
+# score comes from.
 
 # %% [markdown]
 # ## What a passed check means

@@ -143,7 +143,9 @@ figure, rows = plt.subplots(2, 6, figsize=(8, 3), layout="constrained")
 for axes, scene, classes in zip(rows.T, test_x, predicted):
     axes[0].imshow(scene, cmap="gray")
     axes[1].imshow(0 * scene + 0.85, cmap="gray", vmin=0, vmax=1)
-    drawn = axes[1].imshow(np.where(classes < 10, classes, np.nan), vmin=0, vmax=9)
+    drawn = axes[1].imshow(
+        np.where(classes < 10, classes, np.nan), cmap="tab10", vmin=-0.5, vmax=9.5
+    )
 for axes in rows.flat:
     axes.axis("off")
 rows[0, 0].set_title("Scenes", loc="left")
@@ -266,7 +268,7 @@ plt.show()
 # In each of 48 held-out scenes one pixel of ink is drawn among those that have the
 # right class, and the connected region around it is explained. The square of the digit
 # that the pixel belongs to is known, and what decides should lie in it: the model
-# learnt from scenes in which digits stand side by side at random, so a neighbour says
+# learned from scenes in which digits stand side by side at random, so a neighbor says
 # nothing.
 
 # %%
@@ -330,8 +332,8 @@ for name, explainer in explainers.items():
 # well](residual_network.py).
 #
 # ??? tip "Other methods, other models"
-#     Every method that takes an `operator` works as these do, the
-#     [gallery](methods_gallery.py) has them all. If your model returns logits, put the
+#     All methods but Grad-CAM, Grad-CAM++ and FEM use the `operator`; the
+#     [gallery](methods_gallery.py) shows all 17. If your model returns logits, put the
 #     softmax into the module or wrap a `method` that applies it. If it returns several
 #     arrays, choose one with `output`: both are described in [Step
 #     2](../guide/wrap.md).

@@ -187,7 +187,7 @@ for steps in (2, 10, 50):
 # the columns can be added to the baseline:
 #
 # $$
-# \phi_i(x) = \sum_{S \subseteq \{1..W\} \setminus \{i\}}
+# \phi_i(x) = \sum_{S \subseteq \{1..W\},\ i \notin S}
 # \frac{|S|!\,(W - |S| - 1)!}{W!}\,
 # \bigl(f(x_{S \cup \{i\}}) - f(x_S)\bigr),
 # $$
@@ -250,16 +250,19 @@ for method, values in found.items():
 
 # %% [markdown]
 # Kernel SHAP comes closer to the exact values with more samples. Integrated Gradients
-# and LIME are close as well, for this network is smooth and its columns interact
-# little. Occlusion removes each column alone, and gradient × input follows the slope at
-# the patient, so that both miss what bends on the way to the baseline. Saliency is the
-# *size* of the slope: it has no sign and no baseline, and answers another question.
+# and LIME are close as well, for this network is smooth. Occlusion removes one column
+# while all others are there, so that it misses how columns interact. Gradient × input
+# follows the slope at the patient, and misses what bends on the way to the baseline,
+# too. Saliency is the *size* of the slope: it has no sign and no baseline, and answers
+# another question.
 #
 # MuFidelity knows nothing of Shapley values, and works for hundreds of columns, too. It
 # removes random sets of columns and asks whether the prediction falls as the
 # contributions say. By default it takes a fifth of the columns away at a time, here two
 # of ten on average. That is nearly what Occlusion does, which therefore comes first: a
-# metric, too, prefers the methods that ask its own question.
+# metric, too, prefers the methods that ask its own question. And gradient × input comes
+# second, farther from the Shapley values as it is: a high MuFidelity is not closeness
+# to them.
 #
 # !!! tip "Seeds"
 #     Kernel SHAP, LIME and MuFidelity draw from TensorFlow's generator:
@@ -313,10 +316,11 @@ lipids = np.corrcoef(train_x[:, 4], train_x[:, 5])[0, 1]
 print(f"correlation of total cholesterol and LDL: {lipids:.2f}")
 
 # %% [markdown]
-# The three agree on most columns and differ on total cholesterol. It rises and falls
-# with LDL, and the ridge regression gives the two large weights of opposite sign, which
-# cancel for most patients. Each number is right, for its own question: a contribution
-# and a coefficient say what the *model* does with a column, not what the disease does.
+# The three agree on most columns and differ most on the blood lipids, above all total
+# cholesterol. It rises and falls with LDL, and the ridge regression gives the two
+# weights of opposite sign, which partly cancel for most patients. Each number is right,
+# for its own question: a contribution and a coefficient say what the *model* does with
+# a column, not what the disease does.
 #
 # ## Does the order matter to the predictions?
 #
@@ -346,14 +350,14 @@ figure.legend(loc="outside upper center", ncols=3)
 plt.show()
 
 # %% [markdown]
-# Both curves leave the random order far behind. They need not fall steadily. A column
-# whose correlated partner is still there contradicts it, and removing it as well can
-# bring $R^2$ up again.
+# Both curves leave the random order far behind. They need not fall steadily. When one
+# of two correlated columns is replaced, the other contradicts it; replacing that one,
+# too, can bring $R^2$ up again.
 #
 # ## The shape of an effect
 #
 # Contributions of one column, drawn against its value for all patients, show what the
-# network learnt that a line can't: where the points bend, the effect is not linear, and
+# network learned that a line can't: where the points bend, the effect is not linear, and
 # where they spread at one value, it depends on other columns. The line is the ridge
 # regression's, $w_i x_i$.
 

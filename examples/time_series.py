@@ -134,8 +134,8 @@ def make_explainers(wrapped):
     return {
         "Saliency": Saliency(wrapped, batch_size=100),
         "Integrated Gradients": IntegratedGradients(wrapped, batch_size=1000),
-        "Occlusion": Occlusion(wrapped, 64, patch_size=(4, 8), patch_stride=(1, 8)),
-        "Rise": Rise(wrapped, 300, nb_samples=300, grid_size=(8, 8)),
+        "Occlusion": Occlusion(wrapped, batch_size=64, patch_size=(4, 8), patch_stride=(1, 8)),
+        "Rise": Rise(wrapped, batch_size=300, nb_samples=300, grid_size=(8, 8)),
         "Kernel SHAP": KernelShap(
             wrapped,
             300,
@@ -228,8 +228,9 @@ judge(model, params, wrapped, explanations)
 
 # %% [markdown]
 # Integrated Gradients, Occlusion and Kernel SHAP find the moment in about nine strips of
-# ten. Without the steps that they name the network is lost: its accuracy falls below
-# what is left without the digit itself, for they also name what helped it elsewhere.
+# ten. Without the steps that they name the network is lost: its accuracy falls even
+# below chance. They take away what speaks for the digit, here and elsewhere, and leave
+# what speaks against it.
 #
 # Saliency is right about half of the time. The size of a gradient says where the score
 # *could* be changed, and a recurrent network can be changed at every step.

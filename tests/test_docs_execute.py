@@ -131,6 +131,14 @@ def test_dark_figure_has_light_ink_on_no_ground_and_the_same_data(page):
     assert (dark[blue][:, :3] == (31, 119, 180)).all()
 
 
+def test_legend_is_legible_on_a_dark_page():
+    code = PLOT.replace("[0, 1])", "[0, 1], label='long label')\nplt.legend()")
+    figures = execute(python(code, ' alt="A"'), "page.md", progress=lambda _: None).figures
+    dark = np.array(Image.open(BytesIO(list(figures.values())[1])))
+    white = (dark[..., :3] == 255).all(-1) & (dark[..., 3] > 0)
+    assert not white.any()  # the ink is less bright than that
+
+
 def test_expected_error_is_shown_and_marked(page):
     assert "``` { .python .raises-ValueError }\nint('x')\n```" in page.markdown
     shown = shown_after(page, "int('x')")
