@@ -20,7 +20,7 @@ Output = dict[str, Any]
 """One output of a block, in the form that nbformat gives it."""
 
 SECONDS_PER_BLOCK = 900
-TERMINAL_WIDTH = 80
+TERMINAL_WIDTH = 100
 DARK_FIGURES = Path(__file__).with_name("dark_figures.py")
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
+from urllib.parse import urljoin
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -26,7 +27,7 @@ sys.path.insert(0, str(TOOLS.parent))  # MkDocs loads this file as a module that
 from docs_tools.blocks import PageError  # noqa: E402
 from docs_tools.docstrings import (  # noqa: E402
     ExecuteExamples,
-    docstrings_with_blocks,
+    files_with_blocks,
     shows_docstrings,
     with_docstrings,
 )
@@ -66,7 +67,8 @@ def on_config(config: MkDocsConfig) -> None:
     global session
     if not config.repo_url:
         config.edit_uri = None
-    session = Session(Path(config.config_file_path).parent, log.info)
+    root = Path(config.config_file_path).parent
+    session = Session(root, log.info, files_with_blocks(root))
     executed_pages.clear()
     ExecuteExamples.session, ExecuteExamples.blocks = session, 0
     ExecuteExamples.shown = staticmethod(_shown)
@@ -100,7 +102,7 @@ def _documents(files: Files) -> Iterator[Document]:
         except PageError as error:
             log.debug(error)  # it is raised again, and reported, when the page is rendered
     yield _readme()
-    yield from docstrings_with_blocks(session.root)
+    yield from session.docstrings
 
 
 def _document(src_uri: str, markdown: str, source: str) -> Document:
@@ -123,6 +125,9 @@ def on_pre_page(page: Page, *, config: MkDocsConfig, files: Files) -> None:
         if page.edit_url:
             name = page.file.src_uri.removeprefix(TUTORIALS)
             page.edit_url = re.sub(r"docs/tutorials/.*", EXAMPLES + name, page.edit_url)
+    elif page.file.src_uri == CHANGELOG.lower() and config.repo_url and config.edit_uri:
+        folder = f"{config.repo_url.rstrip('/')}/{config.edit_uri}"
+        page.edit_url = urljoin(folder, f"../{CHANGELOG}")
 
 
 @event_priority(100)  # before anything else changes the text, so that line numbers are right

@@ -34,6 +34,7 @@ class Session:
 
     root: Path
     progress: Callable[[str], object] = print
+    docstrings: list[Document] = field(default_factory=list)
     cache: Cache = field(init=False)
     failed: dict[Document, PageError] = field(default_factory=dict, init=False)
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import tensorflow as tf
 from flax import linen as nn
+from flax import nnx
 from sklearn.datasets import (
     load_diabetes,
     load_digits,
@@ -507,6 +508,77 @@ def normalised_twin() -> K.Model:
     return K.Model(inputs, L.Softmax()(L.Dense(3, name="Dense_1")(x)))
 
 
+# ------------------------------------------------------------------------------------ NNX modules
+
+
+class NNXBlock(nnx.Module):
+    def __init__(self, features: int, rngs: nnx.Rngs):
+        self.first = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(features, rngs=rngs)
+        self.second = nnx.Conv(features, features, (3, 3), rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        y = nnx.relu(self.norm(self.first(x)))
+        return nnx.relu(x + self.dropout(self.second(y)))
+
+
+class NNXResidual(nnx.Module):
+    """In training mode, as a new module is; one convolution is called twice."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+        self.again = nnx.Conv(6, 6, (3, 3), rngs=rngs)
+        self.blocks = nnx.List([NNXBlock(6, rngs) for _ in range(2)])
+        self.head = nnx.Sequential(
+            nnx.Linear(6, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 5, rngs=rngs)
+        )
+
+    def __call__(self, x):
+        x = nnx.relu(self.again(nnx.relu(self.again(self.stem(x)))))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+def nnx_residual_twin() -> K.Model:
+    inputs = K.Input((16, 16, 3))
+    again = conv("again", 6)
+    x = L.ReLU(name="relu")(again(conv("stem", 6)(inputs)))
+    x = L.ReLU(name="relu_1")(again(x))
+    for name in ("blocks.0", "blocks.1"):
+        y = batch_norm(f"{name}.norm")(conv(f"{name}.first", 6, use_bias=False)(x))
+        y = conv(f"{name}.second", 6)(L.ReLU(name=f"{name}.relu")(y))
+        x = L.ReLU(name=f"{name}.relu_1")(L.Add()([x, y]))
+    x = L.Dense(8, name="head.layers.0")(L.GlobalAveragePooling2D()(x))
+    x = L.ReLU(name="head.relu")(x)
+    return K.Model(inputs, L.Dense(5, name="head.layers.2")(x))
+
+
+class NNXSeries(nnx.Module):
+    """A transformer for series, with a learned place for each step."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.embed = nnx.Linear(8, 12, rngs=rngs)
+        self.place = nnx.Param(jnp.zeros((8, 12)))
+        self.norm = nnx.LayerNorm(12, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(3, 12, decode=False, rngs=rngs)
+        self.last = nnx.Linear(12, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.embed(x) + self.place[...]
+        x = x + self.attention(self.norm(x))
+        return self.last(x.mean(1))
+
+
+def nnx_series_twin() -> K.Model:
+    inputs = K.Input((8, 8))
+    x = Constant(name="place")(L.Dense(12, name="embed")(inputs))
+    y = layer_norm("norm")(x)
+    x = L.Add()([x, L.MultiHeadAttention(3, 4, name="attention")(y, y)])
+    return K.Model(inputs, L.Dense(10, name="last")(L.GlobalAveragePooling1D()(x)))
+
+
 # --------------------------------------------------------------------------------------- the pairs
 
 WITH_LAYERS_OF_CONVOLUTION = ("GradCAM", "GradCAMPP", "FEM")
@@ -522,7 +594,7 @@ class Architecture:
     weights is one Flax module with the same arrays.
     """
 
-    module: nn.Module
+    module: nn.Module | nnx.Module
     twin: Callable[[], K.Model]
     data: Callable[[int], tuple[np.ndarray, np.ndarray]]
     convolutions: tuple[str, ...] = ()
@@ -620,7 +692,30 @@ ARCHITECTURES = {
         inapplicable=(*WITH_LAYERS_OF_CONVOLUTION, *FOR_PICTURES),
         apply_kwargs={"train": False},
     ),
+    "nnx_residual": Architecture(
+        NNXResidual(nnx.Rngs(0)),
+        nnx_residual_twin,
+        photographs,
+        convolutions=("stem", "again", "blocks.0.second", "blocks.1.relu"),
+    ),
+    "nnx_series": Architecture(
+        NNXSeries(nnx.Rngs(0)),
+        nnx_series_twin,
+        digit_rows,
+        inapplicable=(*WITH_LAYERS_OF_CONVOLUTION, *FOR_PICTURES),
+        one_to_one=False,
+    ),
 }
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name in ("scale", "var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif name == "kernel":
+        values = rng.normal(0, 2 / np.sqrt(max(np.prod(shape[:-1]), 1)), shape)
+    else:
+        values = rng.normal(0, 0.3, shape)
+    return values.astype(np.float32)
 
 
 def random_parameters(module: nn.Module, inputs: np.ndarray, **apply_kwargs: Any) -> dict:
@@ -629,17 +724,26 @@ def random_parameters(module: nn.Module, inputs: np.ndarray, **apply_kwargs: Any
     shapes = jax.eval_shape(
         functools.partial(module.init, **apply_kwargs), jax.random.key(0), inputs
     )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _draw(rng, path[-1].key, leaf.shape), shapes
+    )
 
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if path[-1].key in ("scale", "var"):
-            values = rng.uniform(0.5, 1.5, leaf.shape)
-        elif path[-1].key == "kernel":
-            values = rng.normal(0, 2 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1)), leaf.shape)
-        else:
-            values = rng.normal(0, 0.3, leaf.shape)
-        return values.astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+def give_random_parameters(module: nnx.Module) -> dict:
+    """Set such parameters in an NNX module, and return them as Linen would have them."""
+    rng = np.random.default_rng(SEED)
+    variables: dict[str, Any] = {}
+    for kind, collection in ((nnx.Param, "params"), (nnx.BatchStat, "batch_stats")):
+        for path, variable in nnx.to_flat_state(nnx.state(module, kind)):
+            array = _draw(rng, str(path[-1]), variable.shape)
+            holder: Any = module
+            inner = variables.setdefault(collection, {})
+            for name in path[:-1]:
+                holder = holder[name] if isinstance(name, int) else getattr(holder, name)
+                inner = inner.setdefault(str(name), {})
+            getattr(holder, path[-1])[...] = array
+            inner[path[-1]] = array
+    return variables
 
 
 def _arrays(layer: K.layers.Layer, variables: Mapping[str, Any]) -> list[np.ndarray]:
@@ -698,10 +802,18 @@ class Pair:
     targets: np.ndarray
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         return self.architecture.module
 
+    @property
+    def is_nnx(self) -> bool:
+        return isinstance(self.module, nnx.Module)
+
     def apply(self, inputs: Any) -> jax.Array:
+        if self.is_nnx:
+            module = nnx.clone(self.module)
+            module.eval()
+            return module(inputs)
         return self.module.apply(self.variables, inputs, **self.architecture.apply_kwargs)
 
     @functools.cached_property
@@ -710,7 +822,7 @@ class Pair:
 
         return FlaxWrapper(
             self.module,
-            self.variables,
+            None if self.is_nnx else self.variables,
             input_shape=self.inputs.shape[1:],
             apply_kwargs=dict(self.architecture.apply_kwargs),
         )
@@ -721,7 +833,10 @@ def make_pair(name: str) -> Pair:
     """Build a pair once for all tests."""
     architecture = ARCHITECTURES[name]
     inputs, targets = architecture.data(NB_SAMPLES)
-    variables = random_parameters(architecture.module, inputs, **architecture.apply_kwargs)
+    if isinstance(architecture.module, nnx.Module):
+        variables = give_random_parameters(architecture.module)
+    else:
+        variables = random_parameters(architecture.module, inputs, **architecture.apply_kwargs)
     twin = architecture.twin()
     copy_weights(variables, twin)
     return Pair(name, architecture, variables, twin, inputs, targets)

@@ -23,9 +23,10 @@ def _sources() -> dict[str, Path]:
     """Give the source of each page by the page's address, which is relative to the site's."""
     docs = {path.relative_to(ROOT / "docs"): path for path in ROOT.glob("docs/**/*.md")}
     tutorials = {Path("tutorials", path.name): path for path in ROOT.glob("examples/*.py")}
+    changelog = {Path("changelog.md"): ROOT / "CHANGELOG.md"}
     return {
         re.sub(r"^\./|index/$", "", f"{page.with_suffix('').as_posix()}/"): source
-        for page, source in sorted((docs | tutorials).items())
+        for page, source in sorted((docs | tutorials | changelog).items())
     }
 
 

@@ -234,7 +234,7 @@ AutoFormattedTB.structured_traceback = lambda *args, **kwargs: 1 / 0"""
 def test_tables_are_as_wide_in_every_terminal(monkeypatch):
     code = "import shutil\nprint(shutil.get_terminal_size().columns)"
     monkeypatch.setenv("COLUMNS", "33")
-    assert "\n80\n" in execute(python(code), "page.md").markdown
+    assert "\n100\n" in execute(python(code), "page.md").markdown
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,14 @@ from tests.equality_table import (
 )
 from xplique_flax import FlaxWrapper
 
-WITHOUT_CONVOLUTION = ("transformer", "time_major", "recurrent", "perceptron", "normalised")
+WITHOUT_CONVOLUTION = (
+    "transformer",
+    "time_major",
+    "recurrent",
+    "perceptron",
+    "normalised",
+    "nnx_series",
+)
 WITH_REDUCER = (
     "Saliency",
     "GradientInput",
@@ -119,7 +126,7 @@ def test_outputs_of_layers(name):
         if (layer.weights or isinstance(layer, L.ReLU))
         and len(layer._inbound_nodes) == 1
         # Constants and the inside of a loop are no layers of their own.
-        and layer.name not in ("Embed_0", "weights", "cell")
+        and layer.name not in ("Embed_0", "weights", "place", "cell")
     ]
     names = [layer.name for layer in named]
 

@@ -165,12 +165,100 @@ def raises(kind, parts, call):
 
 
 CONSTRUCTION = {
+    "parameters of an NNX module": (
+        ValueError,
+        lambda p: FlaxWrapper(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), p),
+        ["`parameters` is", "an NNX module holds its own", "Leave it out", "FlaxWrapper(flax"],
+    ),
+    "rngs of an NNX module": (
+        ValueError,
+        lambda p: FlaxWrapper(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), rngs={}),
+        ["`rngs` is {}", "an NNX module holds its own", "Leave it out", "when you make it"],
+    ),
+    "a mode of a Linen module": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, eval_mode=True),
+        ["`eval_mode` is True", "argument of its call", 'apply_kwargs={"train": False}'],
+    ),
+    "a mode that is no flag": (
+        TypeError,
+        lambda p: FlaxWrapper(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), eval_mode="eval"),
+        ["`eval_mode` is 'eval'", "Accepted are True", "and False"],
+    ),
+    "parameters of a bound module": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN().bind(p), p),
+        ["`parameters` is", "a bound module holds its own", "Leave it out"],
+    ),
+    "a preprocessing that is no function": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p, preprocess=255),
+        ["`preprocess` is 255", "function of JAX", "`lambda x: x / 255`"],
+    ),
+    "a preprocessing that fails": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p, preprocess=lambda x: x.reshape(3), input_shape=(8, 8, 3)),
+        ["`preprocess` is a function that failed with", "float32 inputs of shape (2, 8, 8, 3)"],
+    ),
+    "a function for a module": (
+        TypeError,
+        lambda p: FlaxWrapper(lambda x: x, p),
+        ["`flax_module`", "FlaxWrapper.from_function(function, parameters)"],
+    ),
+    "a module for a function": (
+        TypeError,
+        lambda p: FlaxWrapper.from_function(CNN(), p),
+        ["`function` is of type", "a Flax module", "FlaxWrapper(flax_module, ...)"],
+    ),
+    "no function": (
+        TypeError,
+        lambda p: FlaxWrapper.from_function(3),
+        ["`function` is of type builtins.int", "`function(inputs)`"],
+    ),
+    "a function of too much": (
+        ValueError,
+        lambda p: FlaxWrapper.from_function(lambda x, y: x),
+        [
+            "`function` is <lambda>(x, y)",
+            "inputs alone",
+            "'y'",
+            "`parameters` are given",
+            "functools.partial",
+        ],
+    ),
+    "a function of too little": (
+        ValueError,
+        lambda p: FlaxWrapper.from_function(lambda x: x, p),
+        ["`function` is", "parameters and inputs alone", "too many positional arguments"],
+    ),
+    "no training state": (
+        TypeError,
+        lambda p: FlaxWrapper.from_train_state(CNN(), p),
+        ["`state` is of type builtins.dict", "no `params`", "TrainState"],
+    ),
+    "parameters of another structure": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p).with_parameters({"params": {}}),
+        ["`parameters` have another structure", "with FlaxWrapper"],
+    ),
+    "parameters of another shape": (
+        ValueError,
+        lambda p: FlaxWrapper(CNN(), p).with_parameters(
+            jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 1), "float32"), p)
+        ),
+        ["`parameters`: params.", "has the shape", "and had", "with FlaxWrapper"],
+    ),
+    "parameters that are no arrays": (
+        TypeError,
+        lambda p: FlaxWrapper(CNN(), p).with_parameters(jax.tree.map(lambda leaf: "x", p)),
+        ["`parameters`: params.", "is of type builtins.str", "with FlaxWrapper"],
+    ),
     "a class for a module": (
         TypeError,
         lambda p: FlaxWrapper(CNN, p),
         ["`flax_module`", "CNN (a class)", "flax.linen.Module", "Make an instance"],
     ),
-    "a function for a module": (
+    "a plain function for a module": (
         TypeError,
         lambda p: FlaxWrapper(lambda x: x, p),
         ["`flax_module` is of type builtins.function", "flax.linen.Module"],
@@ -180,17 +268,12 @@ CONSTRUCTION = {
         lambda p: FlaxWrapper(p, CNN()),
         ["`flax_module` is of type builtins.dict", "FlaxWrapper(flax_module, parameters)"],
     ),
-    "a module of NNX": (
-        TypeError,
-        lambda p: FlaxWrapper(nnx.Linear(2, 2, rngs=nnx.Rngs(0))),
-        ["`flax_module`", "NNX is not supported", "nnx.bridge.to_linen"],
-    ),
     "a training state for a module": (
         TypeError,
         lambda p: FlaxWrapper(
             TrainState.create(apply_fn=None, params=p["params"], tx=optax.sgd(0.1))
         ),
-        ["`flax_module`", "TrainState", "the training state was made for"],
+        ["`flax_module`", "TrainState", "the training state was made for", "from_train_state"],
     ),
     "a training state for the parameters": (
         TypeError,

@@ -35,6 +35,8 @@ def text_of(name: str) -> str:
     source = SOURCE_OF[name]
     if source.suffix == ".py":
         return f"tutorials/{source.stem}.md"
+    if source.name == "CHANGELOG.md":
+        return "changelog.md"
     return source.relative_to(ROOT / "docs").as_posix()
 
 

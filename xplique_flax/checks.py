@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -13,31 +14,140 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 from flax import nnx
+from flax.training.train_state import TrainState
 
-from .graph import UNUSED, Value
+from .graph import UNUSED, Graph, Value
 
 OFF_WHEN_TRUE = ("deterministic", "use_running_average")
 MODE_FLAGS = ("train", "training", "is_training", *OFF_WHEN_TRUE)
 
 
 def check_module(flax_module: Any) -> None:
-    """Refuse what is no instance of a Linen module."""
-    if isinstance(flax_module, nn.Module):
+    """Refuse what is no instance of a Flax module."""
+    if isinstance(flax_module, nn.Module | nnx.Module):
         return
     if isinstance(flax_module, type):
         fix = " Make an instance of it."
     elif isinstance(flax_module, Mapping):
         fix = " The parameters are the second argument: FlaxWrapper(flax_module, parameters)."
-    elif isinstance(flax_module, nnx.Module):
-        fix = " NNX is not supported: `nnx.bridge.to_linen` makes a Linen module of an NNX class."
     elif hasattr(flax_module, "apply_fn"):
-        fix = " Pass the module that the training state was made for, and the state's parameters."
+        fix = (
+            " Pass the module that the training state was made for: "
+            "FlaxWrapper.from_train_state(flax_module, state)."
+        )
     else:
-        fix = " Pass the module itself, not a function or a method of it."
+        fix = (
+            " Pass the module itself, not a method of it. Other functions of JAX are wrapped by "
+            "FlaxWrapper.from_function(function, parameters)."
+        )
     raise TypeError(
         f"`flax_module` is of type {_type_name(flax_module)}. "
-        f"Accepted is an instance of flax.linen.Module.{fix}"
+        f"Accepted is an instance of flax.linen.Module or flax.nnx.Module.{fix}"
     )
+
+
+def check_holds_its_own(name: str, given: Any, kind: str, fix: str) -> None:
+    """Refuse an argument that this kind of module has no use for."""
+    if given is not None:
+        raise ValueError(f"`{name}` is {_short(given)}, and {kind}. Leave it out: {fix}.")
+
+
+def check_eval_mode(eval_mode: Any) -> None:
+    """Refuse what is no flag."""
+    if not isinstance(eval_mode, bool | None):
+        raise TypeError(
+            f"`eval_mode` is {_short(eval_mode)}. Accepted are True, which is what NNX modules are "
+            "explained in by default, and False, for the mode that they are in."
+        )
+
+
+def check_function(function: Any, parameters: Any) -> None:
+    """Refuse what can't be called with inputs, or with parameters and inputs."""
+    wanted = (
+        "Accepted is a function of JAX: `function(inputs)`, or `function(parameters, inputs)` "
+        "where `parameters` are given."
+    )
+    if isinstance(function, nn.Module | nnx.Module):
+        raise TypeError(
+            f"`function` is of type {_type_name(function)}, a Flax module. {wanted} Use "
+            "FlaxWrapper(flax_module, ...), which knows the layers of Flax modules."
+        )
+    if not callable(function):
+        raise TypeError(f"`function` is of type {_type_name(function)}. {wanted}")
+    arguments = [None] if parameters is None else [None, None]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # some built-in functions have none
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"`function` is {getattr(function, '__name__', _type_name(function))}{signature}, "
+            "which can't be called with "
+            f"{'inputs' if parameters is None else 'parameters and inputs'} alone: {error}. "
+            f"{wanted} Fix other arguments with a lambda or functools.partial."
+        ) from None
+
+
+def checked_preprocess(preprocess: Any) -> Callable:
+    """Return the function that is applied to the inputs first."""
+    if preprocess is None:
+        return lambda inputs: inputs
+    if not callable(preprocess):
+        raise TypeError(
+            f"`preprocess` is {_short(preprocess)}. Accepted is a function of JAX from a batch of "
+            "inputs, in float32, to what the model takes, such as `lambda x: x / 255`."
+        )
+    return preprocess
+
+
+def check_same_parameters(
+    leaves: Sequence[Any],
+    structure: Any,
+    known_leaves: Sequence[Any],
+    known_structure: Any,
+    names: Sequence[str],
+) -> None:
+    """Refuse parameters that need another compiled model."""
+    wanted = (
+        "Accepted are parameters of the same structure, shapes and dtypes as those that the model "
+        "was wrapped with. Wrap other ones anew, with FlaxWrapper."
+    )
+    if structure != known_structure:
+        raise ValueError(f"`parameters` have another structure. {wanted}")
+    for name, leaf, known in zip(names, leaves, known_leaves, strict=True):
+        if not is_array(leaf):
+            raise TypeError(f"`parameters`: {name} is of type {_type_name(leaf)}. {wanted}")
+        if (leaf.shape, leaf.dtype) != (known.shape, known.dtype):
+            raise ValueError(
+                f"`parameters`: {name} has the shape {leaf.shape} and dtype {leaf.dtype}, and had "
+                f"{known.shape} and {known.dtype}. {wanted}"
+            )
+
+
+def is_array(value: Any) -> bool:
+    """Tell the arrays in a pytree of parameters from everything else."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def parameters_of_state(state: Any) -> dict[str, Any]:
+    """Return the collections of a training state as what ``init()`` returns."""
+    if not hasattr(state, "params"):
+        raise TypeError(
+            f"`state` is of type {_type_name(state)}, which has no `params`. Accepted is a "
+            "flax.training.train_state.TrainState, or one with more collections, such as "
+            "`batch_stats`."
+        )
+    if isinstance(state.params, Mapping) and "params" in state.params:
+        return dict(state.params)
+    names = [field.name for field in dataclasses.fields(state)]
+    known = {field.name for field in dataclasses.fields(TrainState)}
+    collections = {name: getattr(state, name) for name in names if name not in known}
+    return {
+        "params": state.params,
+        **{name: value for name, value in collections.items() if isinstance(value, Mapping)},
+    }
 
 
 def check_parameters(parameters: Any) -> None:
@@ -70,7 +180,7 @@ def check_parameters(parameters: Any) -> None:
             f"{wanted} Pass `parameters['params']`."
         )
     for path, leaf in jax.tree.flatten_with_path(parameters, is_leaf=lambda leaf: leaf is None)[0]:
-        array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        array = is_array(leaf)
         if not array or not _is_numeric(leaf.dtype):
             raise TypeError(
                 f"`parameters` has an entry that is no array of numbers: "
@@ -129,7 +239,7 @@ def checked_apply_kwargs(apply_kwargs: Any) -> dict[str, Any]:
     return dict(apply_kwargs)
 
 
-def checked_method(flax_module: nn.Module, method: Any) -> Callable | None:
+def checked_method(flax_module: Any, method: Any) -> Callable | None:
     """Return the function that a method or its name stands for."""
     if method is None:
         return None
@@ -142,7 +252,7 @@ def checked_method(flax_module: nn.Module, method: Any) -> Callable | None:
     return found
 
 
-def check_call(function: Callable, flax_module: nn.Module, apply_kwargs: dict[str, Any]) -> None:
+def check_call(function: Callable, flax_module: Any, apply_kwargs: dict[str, Any]) -> None:
     """Refuse keyword arguments that are unknown to the call, or missing from it."""
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[2:]
@@ -173,12 +283,14 @@ def _example(names: list[str], missing: list[str]) -> str:
     return "."
 
 
-def _method_names(flax_module: nn.Module) -> list[str]:
+def _method_names(flax_module: Any) -> list[str]:
     module = type(flax_module)
     own = [
         name
         for name, _ in inspect.getmembers(module, inspect.isfunction)
-        if not name.startswith("_") and not hasattr(nn.Module, name)
+        if not name.startswith("_")
+        and not hasattr(nn.Module, name)
+        and not hasattr(nnx.Module, name)
     ]
     return ["__call__", *own]
 
@@ -307,21 +419,28 @@ _INSIDE = {
 }
 
 
+def why_hidden(where: str) -> str:
+    """Say why a module has no layer, and what to do."""
+    if where == UNUSED:
+        return "a module whose output the explained output does not depend on"
+    why, fix = _INSIDE.get(where, ("which JAX treats as one operation", "do without it"))
+    return f"a module inside a `{where}`, {why}: take the layer that has it inside, or {fix}"
+
+
+def check_not_bypassed(layer: str, graph: Graph) -> None:
+    """Refuse a layer that does not cut the model in two."""
+    if graph.is_bypassed(layer):
+        raise ValueError(
+            f"`layer` is {layer!r}, and the rest of the model depends on the inputs by another way "
+            "too, such as a skip connection. Accepted are layers that everything goes through: "
+            "take a later one, such as the sum at the end of the block."
+        )
+
+
 def no_such_layer(name: Any, names: list[str], hidden: dict[str, str]) -> str:
     """Say why a layer is not there, and which ones are."""
-    if name in hidden and hidden[name] == UNUSED:
-        return (
-            f"`layer` is {name!r}, a module whose output the explained output does not depend on. "
-            f"Accepted are {names}."
-        )
     if name in hidden:
-        why, fix = _INSIDE.get(
-            hidden[name], ("which JAX treats as one operation", "do without the operation")
-        )
-        return (
-            f"`layer` is {name!r}, a module inside a `{hidden[name]}`, {why}. Accepted are "
-            f"{names}: take the layer that has it inside, or {fix}."
-        )
+        return f"`layer` is {name!r}, {why_hidden(hidden[name])}. Accepted are {names}."
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"`layer` is {name!r}, and the model has no layer of this name.{meant} It has {names}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ class FusedModel:
         graph: Graph | None,
         variables: dict[int, Any],
         cache_entry: CacheEntry,
+        compiled: JaxFunction | None = None,
     ) -> None:
         self.function = function
         self.graph = graph
@@ -33,7 +35,8 @@ class FusedModel:
         self.hidden = {} if graph is None else graph.hidden
         self.cache_entry = cache_entry
         self._variables = variables
-        self._bridge = Bridge(JaxFunction(self._forward, [True], [True]), self._leaves_of_call)
+        self.compiled = compiled or JaxFunction(self._forward, [True], [True])
+        self._bridge = Bridge(self.compiled, self._leaves_of_call)
         self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
 
     def leaves(self) -> list[Any]:
@@ -79,18 +82,39 @@ class FusedModel:
         return self._bridge([tensor], [(shape, tf.float32)])[0]
 
 
-class Truncated:
-    """A traced model up to one of its layers, as the function of a wrapper."""
+class _Part:
+    """A part of a traced model, as the function of a wrapper."""
 
-    def __init__(self, core: FusedModel, graph: Graph, layer: str) -> None:
+    def __init__(self, core: FusedModel, graph: Graph, layer: str, name: str) -> None:
         self._graph = graph
         self._layer = layer
+        self._whole = core.function
         self.leaves = core.leaves()
         self.leaf_names = core.function.leaf_names
-        self.name = f"{core.function.name}_{layer}"
+        self.name = name
+
+    def with_parameters(self, parameters: Any) -> Any:
+        """Return the same part with other parameters of the whole model."""
+        other = copy.copy(self)
+        other.leaves = self._whole.with_parameters(parameters).leaves
+        return other
+
+
+class Truncated(_Part):
+    """A model up to one of its layers."""
 
     def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Return the output of the layer."""
         return checked_output(self._graph.prefix(self._layer, leaves, inputs), inputs)
+
+    tagged = __call__
+
+
+class Head(_Part):
+    """A model after one of its layers."""
+
+    def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
+        """Return the output of the model, for outputs of the layer."""
+        return checked_output(self._graph.suffix(self._layer, leaves, inputs), inputs)
 
     tagged = __call__

@@ -71,6 +71,9 @@ class ModelFunction(Protocol):
     def tagged(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Do the same, with the inputs and outputs of the submodules tagged."""
 
+    def with_parameters(self, parameters: Any) -> ModelFunction:
+        """Return the same function with other values of its parameters."""
+
 
 class Graph:
     """The cells of a model, found for one shape of a sample.
@@ -157,6 +160,8 @@ class Graph:
     def _layer_name(part: Slice, equations: Sequence[core.JaxprEqn], taken: set[str]) -> str:
         if part.kind == "out":
             return part.path
+        if part.kind == "name":
+            return _unique(part.path, taken)
         operation = "relu" if part.kind == "relu" else operation_name(equations)
         base = f"{part.path}.{operation}" if part.path else operation
         return _unique(base, taken)
@@ -233,9 +238,22 @@ class Graph:
 
     def prefix(self, layer: str, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate the model up to the first call of a layer, with the tags in it."""
-        index = next(i for i, cell in enumerate(self.cells) if cell.layer == layer)
+        index = self._first_call(layer)
         trace, _ = self._at(index, inputs.shape[0])
         return trace.prefix((index, 0), leaves, inputs)
+
+    def suffix(self, layer: str, leaves: Sequence[Any], value: Any) -> Any:
+        """Evaluate the model after the first call of a layer, with the tags in it."""
+        index = self._first_call(layer)
+        trace, _ = self._at(index, value.shape[0])
+        return trace.suffix((index, 0), leaves, value)
+
+    def is_bypassed(self, layer: str) -> bool:
+        """Return whether the output depends on more than the first call of a layer."""
+        return self._trace(_TRACED_SIZES[0]).is_bypassed((self._first_call(layer), 0))
+
+    def _first_call(self, layer: str) -> int:
+        return next(i for i, cell in enumerate(self.cells) if cell.layer == layer)
 
     def _at(self, index: int, batch: int) -> tuple[Trace, Slice]:
         """Return the trace for a batch size, and one cell's slice of it."""

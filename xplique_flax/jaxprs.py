@@ -112,10 +112,16 @@ def _is_mark(eqn: core.JaxprEqn) -> bool:
 
 
 def parse_tag(eqn: core.JaxprEqn) -> tuple[str, int, str] | None:
-    """Return a tag's kind, its position among those of one call, and the module's path."""
-    if eqn.primitive.name != "name" or not eqn.params["name"].startswith(f"{_TAG}:"):
+    """Return a tag's kind, its position among those of one call, and the module's path.
+
+    What the user named with ``checkpoint_name`` is of the kind ``"name"``.
+    """
+    if eqn.primitive.name != "name":
         return None
-    _, kind, position, path = eqn.params["name"].split(":", 3)
+    name = eqn.params["name"]
+    if not name.startswith(f"{_TAG}:"):
+        return "name", 0, name
+    _, kind, position, path = name.split(":", 3)
     return kind, int(position), path
 
 

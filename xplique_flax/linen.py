@@ -1,44 +1,29 @@
-"""Linen modules as pure functions of their parameters and inputs."""
+"""Linen modules as functions of their parameters and inputs."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.errors
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from .checks import (
     MODE_FLAGS,
     check_call,
-    check_module,
     check_parameters,
     check_rngs,
     checked_apply_kwargs,
     checked_method,
 )
+from .function import WrappedFunction
 from .jaxprs import tag
-from .outputs import Output, Select, checked_output
-
-_VALUE_DEPENDENT = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+from .outputs import Output
 
 
-class LinenFunction:
-    """A Linen module with everything but its parameters and inputs fixed.
-
-    The arguments are those of :class:`xplique_flax.FlaxWrapper`, and are checked here.
-
-    Attributes
-    ----------
-    leaves : list of array
-        The parameters, as a flat list.
-    leaf_names : list of str
-        Where each of them is in the pytree, such as ``params.Conv_0.kernel``.
-    """
+class LinenFunction(WrappedFunction):
+    """A Linen module; the arguments are those of :class:`xplique_flax.FlaxWrapper`."""
 
     def __init__(
         self,
@@ -48,51 +33,29 @@ class LinenFunction:
         method: str | Callable | None,
         rngs: Any,
         output: Output | None,
+        preprocess: Callable | None,
     ) -> None:
-        check_module(flax_module)
         check_parameters(parameters)
         self._module = flax_module
         self._apply_kwargs = checked_apply_kwargs(apply_kwargs)
         self._method = checked_method(flax_module, method)
         check_rngs(rngs)
         self._rngs = rngs
-        self._select = Select(output)
         check_call(self._method or type(flax_module).__call__, flax_module, self._apply_kwargs)
+        super().__init__(type(flax_module).__name__, parameters, output, preprocess)
 
-        paths, self._structure = jax.tree.flatten_with_path(parameters)
-        # Copies: a training step that donates its arguments takes the originals' memory away.
-        self.leaves = [jnp.array(leaf) for _, leaf in paths]
-        self.leaf_names = [
-            jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
-        ]
-        # TensorFlow admits few names for what becomes a scope of its graphs.
-        self.name = re.sub(r"[^A-Za-z0-9.]", "_", type(flax_module).__name__).lstrip("_") or "model"
-
-    def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
-        """Return the explained output, in float32, for a batch of inputs."""
-        try:
-            result = self._apply(leaves, inputs)
-        except Exception as error:
-            raise ValueError(self._explain(error, inputs)) from error
-        return checked_output(self._select(result), inputs)
-
-    def _apply(self, leaves: Sequence[Any], inputs: Any) -> Any:
+    def apply(self, parameters: Any, inputs: Any) -> Any:
+        """Call Flax's ``apply``."""
         return self._module.apply(
-            jax.tree.unflatten(self._structure, leaves),
-            inputs,
-            rngs=self._rngs,
-            method=self._method,
-            **self._apply_kwargs,
+            parameters, inputs, rngs=self._rngs, method=self._method, **self._apply_kwargs
         )
 
-    def tagged(self, leaves: Sequence[Any], inputs: Any) -> Any:
-        """Do the same, with the inputs and outputs of the submodules tagged."""
-        with nn.intercept_methods(_tagging()):
-            return self(leaves, inputs)
+    def tagging(self) -> Any:
+        """Return a context in which Flax tells of each call of a module."""
+        return tag_linen_modules(lambda: "")
 
-    def _explain(self, error: Exception, inputs: Any) -> str:
-        reason = f"{type(error).__name__}: {error}"
-        sample = tuple(inputs.shape[1:])
+    def explain_framework(self, error: Exception, inputs: Any, reason: str) -> str:
+        """Say what an error of Flax means for the arguments of the wrapper."""
         if isinstance(error, flax.errors.InvalidRngError):
             return (
                 "`rngs`: the module asks for a random stream that was not given. Switch the "
@@ -122,52 +85,26 @@ class LinenFunction:
                 "missing from them. Pass the whole pytree that `flax_module.init()` returned, "
                 f"for this module. Flax says: {reason}"
             )
-        text = (
-            f"`flax_module` can't be applied to `inputs` of shape {tuple(inputs.shape)}. {reason}"
-        )
         if isinstance(error, flax.errors.ScopeParamShapeError):
-            text = (
+            sample = ", ".join(map(str, inputs.shape[1:]))
+            return self._explain_shapes(
                 f"`inputs` or `parameters`: these parameters were made for inputs of another shape "
-                f"than (N, {', '.join(map(str, sample))}), or for another module. Accepted are "
-                f"inputs of the shape that they were made for, with the batch first. {reason}"
+                f"than (N, {sample}), or for another module. Accepted are inputs of the shape that "
+                f"they were made for, with the batch first. {reason}",
+                error,
+                inputs,
             )
-        elif isinstance(
-            error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
-        ):
-            text += (
-                " The module is compiled: what it does can depend on the shapes of its inputs, "
-                "not on their values. Use jnp.where or jax.lax.cond, and jnp in place of np."
-            )
-        if re.search("must (be|have) (an )?integer", str(error)):
-            text += (
-                " Inputs are computed on in float32, as Xplique gives them: a module that looks "
-                "up integers has to cast them itself (`inputs.astype(int)`)."
-            )
-        moved = (*sample[1:], sample[0]) if len(sample) > 1 else sample
-        if moved != sample and self.accepts(moved):
-            text += (
-                f" They look channels first: samples of shape {moved} do fit. Flax and Xplique "
-                "want channels last, (N, H, W, C): np.moveaxis(inputs, 1, -1)."
-            )
-        elif len(sample) > 1 and self.accepts(sample[1:]):
-            text += (
-                f" Samples of shape {sample[1:]} do fit: does the shape include the batch "
-                "dimension? `input_shape` is the shape of one sample, without it."
-            )
-        return text
-
-    def accepts(self, sample: tuple[int, ...]) -> bool:
-        """Return whether the module can be applied to samples of a shape."""
-        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
-        inputs = jax.ShapeDtypeStruct((2, *sample), jnp.float32)
-        try:
-            jax.eval_shape(self._apply, leaves, inputs)
-        except Exception:
-            return False
-        return True
+        return ""
 
 
-def _tagging() -> Callable:
+def tag_linen_modules(prefix: Callable[[], str]) -> Any:
+    """Return a context in which Linen modules tag the inputs and outputs of their calls.
+
+    Parameters
+    ----------
+    prefix
+        Returns the path of the module of another kind that is being called, if there is one.
+    """
     active: list[str] = []
 
     def tag_submodules(
@@ -178,13 +115,14 @@ def _tagging() -> Callable:
         if not path or path in active or context.method_name == "setup":
             return call(*args, **kwargs)
         active.append(path)
+        name = f"{prefix()}.{path}".lstrip(".")
         try:
-            args, kwargs = tag((args, kwargs), "in", path)
-            return tag(call(*args, **kwargs), "out", path)
+            args, kwargs = tag((args, kwargs), "in", name)
+            return tag(call(*args, **kwargs), "out", name)
         finally:
             active.remove(path)
 
-    return tag_submodules
+    return nn.intercept_methods(tag_submodules)
 
 
 def _flags(flax_module: nn.Module, method: Callable | None) -> str:

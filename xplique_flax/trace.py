@@ -57,6 +57,9 @@ class Trace:
             equations = [index for _, index in group]
             if kind in ("in", "out"):
                 self._cut_at_module(kind, path, equations, scopes)
+            elif kind == "name":
+                for index in equations:
+                    self._cut_at_name(index, path)
             else:
                 for index in equations:
                     self._cut_at_relu(index, scopes[-1])
@@ -100,6 +103,12 @@ class Trace:
         relu = Slice("relu", scope, list(eqn.outvars), ceiling=relu_ceiling(eqn))
         relu.inputs = {self._cuts[eqn.invars[0]]: eqn.invars[0]}
         self._add(relu, eqn.outvars)
+
+    def _cut_at_name(self, index: int, name: str) -> None:
+        eqn = self.jaxpr.eqns[index]
+        part = self._slice("name", name, list(eqn.invars))
+        part.tagged = list(eqn.outvars)
+        self._add(part, eqn.invars, eqn.outvars)
 
     def _cut_at_module(
         self, kind: str, path: str, equations: Sequence[int], scopes: list[str]
@@ -192,6 +201,27 @@ class Trace:
             eqns=[self.jaxpr.eqns[i] for i in part.equations],
         )
         return jax.core.eval_jaxpr(body, list(self.consts.values()), *arguments.values())
+
+    def suffix(self, ref: Ref, leaves: Sequence[Any], value: Any) -> Any:
+        """Evaluate everything after one output of one slice, tags included."""
+        known = [var for var, cut in self._cuts.items() if cut == ref]
+        output = self.jaxpr.outvars[0]
+        equations = self._needed([output], set(known))
+        body = self.jaxpr.replace(
+            constvars=list(self.consts),
+            invars=[*self.leaves, *known],
+            outvars=[output],
+            eqns=[self.jaxpr.eqns[i] for i in equations],
+        )
+        values = [value.astype(var.aval.dtype) for var in known]
+        return jax.core.eval_jaxpr(body, list(self.consts.values()), *leaves, *values)[0]
+
+    def is_bypassed(self, ref: Ref) -> bool:
+        """Return whether the output depends on the inputs by another way than this cut."""
+        known = {var for var, cut in self._cuts.items() if cut == ref}
+        needed = self._needed(self.jaxpr.outvars, known)
+        used = {v for i in needed for v in only_variables(self.jaxpr.eqns[i].invars)}
+        return any(self._cuts.get(var) == MODEL_INPUT for var in used)
 
     def prefix(self, ref: Ref, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate everything up to one output of one slice, tags included."""

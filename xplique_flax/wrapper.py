@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import keras
 import numpy as np
 import tensorflow as tf
+from flax import nnx
 
 from .assembly import connect
 from .checks import (
+    check_eval_mode,
     check_has_batch,
+    check_holds_its_own,
     check_layer,
+    check_module,
+    check_not_bypassed,
     check_not_training,
     checked_input_shape,
     no_such_layer,
+    parameters_of_state,
     refuse_to_save,
+    why_hidden,
 )
-from .fused import FusedModel, Truncated
-from .graph import Graph, ModelFunction
+from .function import PlainFunction, WrappedFunction
+from .fused import FusedModel, Head, Truncated
+from .graph import Graph, ModelFunction, Value
 from .layers import is_replaced, refuse_to_look_inside
 from .linen import LinenFunction
+from .nnx import NNXFunction
 from .outputs import Output
 from .release import CacheEntry, release_all
+
+
+class ListedLayer(NamedTuple):
+    """One line of `FlaxWrapper.list_layers`."""
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    """The shape of its output, with ``None`` for the batch; ``None`` if there is no such layer."""
+    reason: str
+    """Why it can't be addressed; empty if it can."""
 
 
 class FlaxWrapper(keras.Model):
@@ -31,12 +50,12 @@ class FlaxWrapper(keras.Model):
 
     Parameters
     ----------
-    flax_module : flax.linen.Module
-        The model. Its ``apply`` method is called with the parameters and the inputs.
-    parameters : dict or FrozenDict
-        What ``flax_module.init()`` returns: ``params``, and other collections that the model
-        reads, such as ``batch_stats``. Flax models do not hold their parameters themselves. The
-        arrays are copied: what happens to them later, the wrapped model does not see.
+    flax_module : flax.linen.Module or flax.nnx.Module
+        The model. It is not changed, nor does the wrapped model see what happens to it later.
+    parameters : dict or FrozenDict, optional
+        For Linen, what ``flax_module.init()`` returns: ``params``, and other collections that the
+        model reads, such as ``batch_stats``. The arrays are copied. NNX modules, and Linen modules
+        that are bound by ``bind()``, hold their own.
     input_shape : tuple of int, optional
         The shape of one sample, without the batch, such as ``(28, 28, 1)``. With it the model
         has layers, which Grad-CAM, Grad-CAM++, FEM, Guided Backprop, DeconvNet,
@@ -52,6 +71,12 @@ class FlaxWrapper(keras.Model):
     output : str, int or function, optional
         Which array is explained where the module returns several: a key or an index of its
         output, or a function of it.
+    preprocess : function, optional
+        A function of JAX that is applied to each batch of inputs before the model, such as
+        ``lambda x: x / 255``. Explanations are those of the inputs before it.
+    eval_mode : bool, optional
+        For NNX: whether the model is explained in evaluation mode, whatever mode it is in, which
+        is the default. With False it is explained as it is, and updates of its state are dropped.
 
     Raises
     ------
@@ -67,7 +92,8 @@ class FlaxWrapper(keras.Model):
     The model is called through one compiled JAX function per direction. The layers compute only
     for those who look inside: a layer whose ``call`` was replaced, a sub-model, a clone.
 
-    Layers are named by their module's path, such as ``Block_0.Conv_1``. Each ReLU is a Keras
+    Layers are named by their module's path, such as ``Block_0.Conv_1``, or ``blocks.0.conv`` in
+    NNX. What is named by ``jax.ad_checkpoint.checkpoint_name`` is a layer too. Each ReLU is a Keras
     ``ReLU`` layer. All that lies between two modules or ReLUs is one layer, named by the last thing
     that it does: a max pooling and the ``reshape`` after it are one layer ``reshape``. `summary`
     shows the names and shapes.
@@ -117,17 +143,128 @@ class FlaxWrapper(keras.Model):
         method: str | Callable | None = None,
         rngs: Any = None,
         output: Output | None = None,
+        preprocess: Callable | None = None,
+        eval_mode: bool | None = None,
     ) -> None:
         shape = checked_input_shape(input_shape)
-        function = LinenFunction(flax_module, parameters, apply_kwargs, method, rngs, output)
+        check_module(flax_module)
+        check_eval_mode(eval_mode)
+        function: WrappedFunction
+        if isinstance(flax_module, nnx.Module):
+            own = "an NNX module holds its own"
+            check_holds_its_own("parameters", parameters, own, "FlaxWrapper(flax_module)")
+            check_holds_its_own("rngs", rngs, own, "give the module its Rngs when you make it")
+            function = NNXFunction(
+                flax_module, apply_kwargs, method, eval_mode is not False, output, preprocess
+            )
+        else:
+            flags = "the mode of a Linen module is an argument of its call"
+            check_holds_its_own("eval_mode", eval_mode, flags, 'apply_kwargs={"train": False}')
+            if flax_module.scope is not None:
+                own = "a bound module holds its own"
+                check_holds_its_own("parameters", parameters, own, "FlaxWrapper(flax_module)")
+                flax_module, parameters = flax_module.unbind()
+            function = LinenFunction(
+                flax_module, parameters, apply_kwargs, method, rngs, output, preprocess
+            )
         self._assemble(function, shape)
-        if shape is not None:
-            self._check_no_batch_dimension(function, shape)
+        self._check_no_batch_dimension(function, shape)
 
-    def _assemble(self, function: ModelFunction, shape: tuple | None) -> None:
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable,
+        parameters: Any = None,
+        *,
+        input_shape: Sequence[int] | None = None,
+        output: Output | None = None,
+        preprocess: Callable | None = None,
+    ) -> FlaxWrapper:
+        """Wrap a function of JAX, or a model of another library.
+
+        Parameters
+        ----------
+        function : function
+            ``function(inputs)``, or ``function(parameters, inputs)`` where parameters are given.
+            It gets float32 arrays of shape (N, ...), and returns the outputs, with the batch first.
+        parameters : pytree, optional
+            What the function needs besides the inputs. What is no array in it is constant.
+        input_shape, output, preprocess
+            As for `FlaxWrapper`. Layers are what the function names with
+            ``jax.ad_checkpoint.checkpoint_name``, its ReLUs, and what lies between them.
+
+        Returns
+        -------
+        wrapped : FlaxWrapper
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the function can't be called like that.
+
+        Examples
+        --------
+        The gradient of the squared distance to the origin is known:
+
+        ```python
+        import numpy as np
+        from xplique.attributions import Saliency
+
+        from xplique_flax import FlaxWrapper
+
+
+        def squared_distance(scale, x):
+            return scale * (x**2).sum(-1, keepdims=True)
+
+
+        inputs = np.array([[1.0, -2.0], [3.0, 0.5]], "float32")
+        wrapped = FlaxWrapper.from_function(squared_distance, np.float32(10))
+        explanations = Saliency(wrapped)(inputs, np.ones((2, 1)))
+        print(np.allclose(explanations, abs(2 * 10 * inputs)))
+        ```
+        """
+        shape = checked_input_shape(input_shape)
+        return cls._made(PlainFunction(function, parameters, output, preprocess), shape)
+
+    @classmethod
+    def from_train_state(cls, flax_module: Any, state: Any, **kwargs: Any) -> FlaxWrapper:
+        """Wrap a Linen module with what its training state holds.
+
+        Parameters
+        ----------
+        flax_module : flax.linen.Module
+            The module that the state was made for.
+        state : flax.training.train_state.TrainState
+            Its ``params`` are used, and each further field that is a dict, such as
+            ``batch_stats``, as the collection of its name.
+        **kwargs
+            The other arguments of `FlaxWrapper`.
+
+        Returns
+        -------
+        wrapped : FlaxWrapper
+
+        Raises
+        ------
+        TypeError
+            If it is no training state.
+        """
+        return cls(flax_module, parameters_of_state(state), **kwargs)
+
+    @classmethod
+    def _made(
+        cls, function: ModelFunction, shape: tuple | None, like: FusedModel | None = None
+    ) -> FlaxWrapper:
+        wrapped = cls.__new__(cls)
+        wrapped._assemble(function, shape, like)
+        return wrapped
+
+    def _assemble(
+        self, function: ModelFunction, shape: tuple | None, like: FusedModel | None = None
+    ) -> None:
         release_all(FlaxWrapper)
-        graph = None
-        if shape is not None:
+        graph = like.graph if like else None
+        if shape is not None and graph is None:
             graph = Graph(function, shape)
         inputs, outputs, variables = connect(function, graph, shape)
         super().__init__(inputs=inputs, outputs=outputs, name=function.name)
@@ -135,13 +272,14 @@ class FlaxWrapper(keras.Model):
         self._replaceable = [
             layer for layer in self.layers if not isinstance(layer, keras.layers.InputLayer)
         ]
-        self._fused = FusedModel(function, graph, variables, entry)
+        self._fused = FusedModel(function, graph, variables, entry, like.compiled if like else None)
 
-    def _check_no_batch_dimension(self, function: LinenFunction, shape: tuple[int, ...]) -> None:
+    def _check_no_batch_dimension(self, function: WrappedFunction, shape: tuple | None) -> None:
         # Flax's convolutions fold an axis too many into the batch without a word.
         graph = self._fused.graph
-        folds = graph is not None and len(shape) in graph.convolution_ranks
-        if shape[0] == 1 and folds and function.accepts(shape[1:]):
+        if graph is None or shape is None:
+            return
+        if shape[0] == 1 and len(shape) in graph.convolution_ranks and function.accepts(shape[1:]):
             raise ValueError(
                 f"`input_shape` is {shape}, which begins with a batch dimension of 1: the model's "
                 f"convolutions take inputs of {len(shape)} dimensions, with the batch. Accepted is "
@@ -213,18 +351,132 @@ class FlaxWrapper(keras.Model):
         print(np.allclose(tf.nn.softmax(logits(inputs)), wrapped(inputs)))
         ```
         """
-        target = self._layer(layer)
+        graph, name, _ = self._cut(layer)
+        part = Truncated(self._fused, graph, name, f"{self.name}_{name}")
+        return FlaxWrapper._made(part, graph.input_shape)
+
+    def split(self, layer: str | int) -> tuple[FlaxWrapper, FlaxWrapper]:
+        """Return the model up to the output of a layer, and the rest of it.
+
+        Both are called as quickly as the whole model, which methods need that explore the
+        activations of a layer, such as CRAFT.
+
+        Parameters
+        ----------
+        layer : str or int
+            The name or index of the layer, as for `truncate`. The rest of the model may depend on
+            nothing but its output.
+
+        Returns
+        -------
+        features, head : FlaxWrapper
+            ``head(features(inputs))`` equals ``wrapped(inputs)``. Both have the parameters that
+            the model has now.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer, if its output is not one array with the batch first, or if
+            a connection goes past it.
+
+        Examples
+        --------
+        ```python
+        import flax.linen as nn
+        import jax
+        import numpy as np
+
+        from xplique_flax import FlaxWrapper
+
+        module = nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)])
+        inputs = np.ones((2, 4), "float32")
+        parameters = module.init(jax.random.key(0), inputs)
+        wrapped = FlaxWrapper(module, parameters, input_shape=(4,))
+
+        features, head = wrapped.split("relu")
+        print(features.output_shape, head.output_shape)
+        print(np.allclose(head(features(inputs)), wrapped(inputs)))
+        ```
+        """
+        graph, name, value = self._cut(layer)
+        check_not_bypassed(name, graph)
+        features = Truncated(self._fused, graph, name, f"{self.name}_{name}")
+        head = Head(self._fused, graph, name, f"{self.name}_after_{name}")
+        shape = tuple(size for size in value.shape(None)[1:] if size is not None)
+        return FlaxWrapper._made(features, graph.input_shape), FlaxWrapper._made(head, shape)
+
+    def _cut(self, layer: str | int) -> tuple[Graph, str, Value]:
+        name = self._layer(layer).name
         graph = self._fused.graph
-        assert graph is not None and self._fused.shape is not None
-        if target.name not in {cell.layer for cell in graph.cells}:
+        assert graph is not None
+        if name not in {cell.layer for cell in graph.cells}:
             raise ValueError(
                 f"`layer` is {layer!r}, which computes nothing. Accepted are layers after it."
             )
-        first = next(cell for cell in graph.cells if cell.layer == target.name)
-        check_has_batch(target.name, first.outputs)
-        truncated = FlaxWrapper.__new__(FlaxWrapper)
-        truncated._assemble(Truncated(self._fused, graph, target.name), self._fused.shape)
-        return truncated
+        first = next(cell for cell in graph.cells if cell.layer == name)
+        check_has_batch(name, first.outputs)
+        return graph, name, first.outputs[0]
+
+    def with_parameters(self, parameters: Any) -> FlaxWrapper:
+        """Return the same model with other parameters, without compiling it again.
+
+        Parameters
+        ----------
+        parameters : dict, FrozenDict, nnx.Module or pytree
+            Parameters of the same structure, shapes and dtypes as those that the model was
+            wrapped with: another checkpoint. For NNX, another instance of the module, or its state.
+
+        Returns
+        -------
+        wrapped : FlaxWrapper
+            A model of its own. This one is not changed.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are other parameters than that.
+
+        Examples
+        --------
+        ```python
+        import flax.linen as nn
+        import jax
+        import numpy as np
+
+        from xplique_flax import FlaxWrapper
+
+        module, inputs = nn.Dense(3), np.ones((2, 4), "float32")
+        checkpoints = [module.init(jax.random.key(seed), inputs) for seed in range(3)]
+        wrapped = FlaxWrapper(module, checkpoints[0])
+        for parameters in checkpoints:
+            outputs = wrapped.with_parameters(parameters)(inputs)
+            print(np.allclose(outputs, module.apply(parameters, inputs)))
+        ```
+        """
+        function = self._fused.function.with_parameters(parameters)
+        return FlaxWrapper._made(function, self._fused.shape, self._fused)
+
+    def list_layers(self) -> list[ListedLayer]:
+        """Return the layers that can be addressed, and the modules that have no layer, and why.
+
+        Returns
+        -------
+        layers : list of ListedLayer
+            Tuples of ``name``, ``shape`` (``None`` stands for the batch) and ``reason``, which is
+            empty for a layer that can be addressed.
+
+        Raises
+        ------
+        ValueError
+            If the model was wrapped without ``input_shape``.
+        """
+        found = [
+            ListedLayer(layer.name, _shape_of(layer.output), "")
+            for layer in self.layers
+            if not isinstance(layer, keras.layers.InputLayer)
+        ]
+        hidden = self._fused.hidden.items()
+        return found + [ListedLayer(name, None, why_hidden(where)) for name, where in hidden]
 
     def get_layer(self, name: str | None = None, index: int | None = None) -> Any:
         """Return a layer by its name or index, as Keras's ``get_layer``."""
@@ -293,6 +545,10 @@ class FlaxWrapper(keras.Model):
     def _require_inside(self) -> None:
         if self._fused.graph is None:
             refuse_to_look_inside()
+
+
+def _shape_of(output: Any) -> tuple[int | None, ...] | None:
+    return None if isinstance(output, list | tuple) else tuple(output.shape)
 
 
 def _refused(what: str, where: str) -> Callable[..., NoReturn]:
