@@ -206,6 +206,13 @@ class _Inside:
 
     def evaluate(self, node: int, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         cell = self.cells[node]
+        expected = len(cell.inputs) + len(cell.shared)
+        if len(tensors) != expected:
+            raise ValueError(
+                f"The layer {self.name!r} was called with {len(tensors)} tensor(s), and it takes "
+                f"{expected}: the layers of this model do not follow each other in a row, as "
+                "HadamardProjection takes them to do. Cut the model with `wrapped.split(layer)`."
+            )
         batch = cell.batch_size([tensor.shape for tensor in tensors])
         return self.bridges[node](tensors, [_spec(value, batch) for value in cell.outputs])
 
