@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHTHOUSE := tests/browser/node_modules/.installed
 
+# The tests of the package, without those of its distribution and of the site.
+OF_THE_PACKAGE = $(filter-out %/test_packaging.py %/test_built_code.py tests/test_docs_% tests/test_site_%,\
+	$(wildcard tests/test_*.py))
+
 # The first interpreter that is new enough and can make virtual environments.
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -16,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve build test lint bench lock clean
+.PHONY: help env serve build test versions lowest highest lint bench lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1:/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -32,6 +36,20 @@ build: env ## Build the documentation into site/
 
 test: env $(LIGHTHOUSE) ## Run the tests and report the coverage of xplique_flax
 	$(BIN)/pytest -n 2 --cov --cov-report=term-missing $(ARGS)
+
+versions: lowest highest ## Test the package with the lowest and the highest versions it accepts
+
+lowest: export UV_RESOLUTION := lowest-direct
+lowest: VERSION := 3.11
+highest: VERSION := 3.13
+lowest highest: env
+	$(BIN)/uv venv --quiet --clear --python $(VERSION) $(VENV)-$@
+	$(BIN)/uv pip compile --quiet --python $(VENV)-$@ --output-file $(VENV)-$@/versions.txt pyproject.toml
+	UV_RESOLUTION=highest $(BIN)/uv pip install --quiet --python $(VENV)-$@ --group dev \
+		--constraint $(VENV)-$@/versions.txt --editable .
+	@$(VENV)-$@/bin/python --version && \
+		grep -E '^(flax|jax|keras|numpy|tensorflow|xplique)==' $(VENV)-$@/versions.txt
+	$(VENV)-$@/bin/pytest -n 2 $(OF_THE_PACKAGE) $(ARGS)
 
 lint: env ## Check style, format and types
 	$(BIN)/ruff check
@@ -51,7 +69,7 @@ lock: env ## Renew requirements-cpu.txt from pyproject.toml
 	mv requirements-cpu.new requirements-cpu.txt
 
 clean: ## Remove the environment and all that was built
-	rm -rf $(VENV) .cache .coverage* .mypy_cache .pytest_cache .ruff_cache site *.egg-info
+	rm -rf $(VENV)* .cache .coverage* .mypy_cache .pytest_cache .ruff_cache site *.egg-info
 
 # Lighthouse, where there is npm: without it, its tests are skipped.
 $(LIGHTHOUSE): tests/browser/package-lock.json

@@ -508,6 +508,50 @@ def normalised_twin() -> K.Model:
     return K.Model(inputs, L.Softmax()(L.Dense(3, name="Dense_1")(x)))
 
 
+class Step(nn.Module):
+    """A block in the form that `nn.scan` takes."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        y = nn.Conv(4, (3, 3), name="conv")(x)
+        y = nn.relu(nn.BatchNorm(use_running_average=True, name="norm")(y))
+        return x + nn.Dense(4, name="dense")(y), None
+
+
+class Stack(nn.Module):
+    """Blocks in a scan, recomputed in the backward pass; one of them is then looped over."""
+
+    @nn.compact
+    def __call__(self, x):
+        axes, rngs = {"params": 0, "batch_stats": 0}, {"params": True}
+        blocks = nn.scan(nn.remat(Step), variable_axes=axes, split_rngs=rngs, length=3)
+        x, _ = blocks(name="blocks")(nn.Conv(4, (3, 3), name="stem")(x), None)
+        again = nn.scan(
+            Step,
+            variable_broadcast=("params", "batch_stats"),
+            split_rngs={"params": False},
+            length=2,
+        )
+        x, _ = again(name="again")(x, None)
+        return nn.Dense(10, name="last")(x.mean((1, 2)))
+
+
+def stack_twin() -> K.Model:
+    def block(x, relu, convolution, norm, dense):
+        return L.Add()([x, dense(L.ReLU(name=relu)(norm(convolution(x))))])
+
+    def layers(name):
+        return conv(f"{name}.conv", 4), batch_norm(f"{name}.norm"), L.Dense(4, name=f"{name}.dense")
+
+    inputs = K.Input((8, 8, 1))
+    x = conv("stem", 4)(inputs)
+    for name in ("blocks.0", "blocks.1", "blocks.2"):
+        x = block(x, f"{name}.relu", *layers(name))
+    again = layers("again")
+    x = block(block(x, "again.relu", *again), "again.relu_1", *again)
+    return K.Model(inputs, L.Dense(10, name="last")(L.GlobalAveragePooling2D()(x)))
+
+
 # ------------------------------------------------------------------------------------ NNX modules
 
 
@@ -521,6 +565,37 @@ class NNXBlock(nnx.Module):
     def __call__(self, x):
         y = nnx.relu(self.norm(self.first(x)))
         return nnx.relu(x + self.dropout(self.second(y)))
+
+
+class NNXStack(nnx.Module):
+    """Blocks whose parameters are stacked along a first axis, one after the other."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def stack(rngs):
+            return NNXBlock(4, rngs)
+
+        self.stem = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.blocks = stack(rngs)
+        self.last = nnx.Linear(4, 10, rngs=rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def forward(x, block):
+            return block(x)
+
+        return self.last(forward(self.stem(x), self.blocks).mean((1, 2)))
+
+
+def nnx_stack_twin() -> K.Model:
+    inputs = K.Input((8, 8, 1))
+    x = conv("stem", 4)(inputs)
+    for name in ("blocks.0", "blocks.1", "blocks.2"):
+        y = batch_norm(f"{name}.norm")(conv(f"{name}.first", 4, use_bias=False)(x))
+        y = conv(f"{name}.second", 4)(L.ReLU(name=f"{name}.relu")(y))
+        x = L.ReLU(name=f"{name}.relu_1")(L.Add()([x, y]))
+    return K.Model(inputs, L.Dense(10, name="last")(L.GlobalAveragePooling2D()(x)))
 
 
 class NNXResidual(nnx.Module):
@@ -692,6 +767,20 @@ ARCHITECTURES = {
         inapplicable=(*WITH_LAYERS_OF_CONVOLUTION, *FOR_PICTURES),
         apply_kwargs={"train": False},
     ),
+    "stack": Architecture(
+        Stack(),
+        stack_twin,
+        digits,
+        convolutions=("stem", "blocks.0.conv", "blocks.2.norm", "again.conv"),
+        one_to_one=False,  # three layers of the twin are slices of one array
+    ),
+    "nnx_stack": Architecture(
+        NNXStack(nnx.Rngs(0)),
+        nnx_stack_twin,
+        digits,
+        convolutions=("blocks.0.second", "blocks.2.relu_1"),
+        one_to_one=False,
+    ),
     "nnx_residual": Architecture(
         NNXResidual(nnx.Rngs(0)),
         nnx_residual_twin,
@@ -751,7 +840,10 @@ def _arrays(layer: K.layers.Layer, variables: Mapping[str, Any]) -> list[np.ndar
     params = variables["params"]
     stats = variables.get("batch_stats", {})
     for name in layer.name.split("."):
-        params, stats = params[name], stats.get(name, {})
+        if name.isdigit() and name not in params:  # of a stack of parameters
+            params, stats = jax.tree.map(lambda stack: stack[int(name)], (params, stats))  # noqa: B023
+        else:
+            params, stats = params[name], stats.get(name, {})
     if isinstance(layer, L.MultiHeadAttention):
         return [
             params[part][kind]

@@ -69,14 +69,20 @@ class Structured(nn.Module):
 class Step(nn.Module):
     @nn.compact
     def __call__(self, x, _):
-        return nn.relu(nn.Dense(4, name="inner")(x)), None
+        return nn.relu(nn.Dense(2, name="inner")(x)), None
 
 
-class Scanned(nn.Module):
+class LongScan(nn.Module):
     @nn.compact
     def __call__(self, x):
-        steps = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
-        return nn.Dense(4)(steps(name="steps")(nn.Dense(4)(x), None)[0])
+        steps = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=129)
+        return nn.Dense(4)(steps(name="steps")(nn.Dense(2)(x), None)[0])
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.RNN(nn.SimpleCell(3, name="cell"), name="rnn")(x[:, None])[:, 0])
 
 
 class ReluInside(nn.Module):
@@ -644,8 +650,8 @@ class TestLayers:
         raises(ValueError, ["'idle'", "does not depend on"], lambda: wrapped.get_layer("idle"))
 
     def test_module_inside_scan(self):
-        wrapped = FlaxWrapper(Scanned(), made(Scanned(), ROWS), input_shape=(6,))
-        for name in ("steps", "steps.inner"):
+        wrapped = FlaxWrapper(Recurrent(), made(Recurrent(), ROWS), input_shape=(6,))
+        for name in ("cell", "cell.i"):
             raises(
                 ValueError,
                 [f"`layer` is '{name}'", "inside a `scan`", "'Dense_0'"],
@@ -661,7 +667,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("module", "where"),
         [
-            (Scanned(), "`scan`"),
+            (LongScan(), "`scan`"),
             (ReluInside("cond"), "`cond`"),
             (ReluInside("while"), "`while`"),
         ],
@@ -766,8 +772,8 @@ REFUSED_ENVIRONMENTS = [
     ({"TF_USE_LEGACY_KERAS": "1"}, None, ["Keras 3", "TF_USE_LEGACY_KERAS=1", "Unset it"]),
     ({}, ("jax", None), ["jax 0.10 or later", "not installed", "pip install"]),
     ({}, ("jax", "0.4.38"), ["jax 0.10 or later", "jax 0.4.38 is installed", "Upgrade"]),
-    ({}, ("flax", None), ["flax 0.12 or later", "not installed", "pip install"]),
-    ({}, ("flax", "0.8.0"), ["flax 0.12 or later", "flax 0.8.0 is installed", "Upgrade"]),
+    ({}, ("flax", None), ["flax 0.12.2 or later", "not installed", "pip install"]),
+    ({}, ("flax", "0.12.1"), ["flax 0.12.2 or later", "flax 0.12.1 is installed", "Upgrade"]),
 ]
 
 

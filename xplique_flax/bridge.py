@@ -6,6 +6,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -33,6 +34,8 @@ class JaxFunction:
         self, function: Callable[..., tuple], inputs: Sequence[bool], outputs: Sequence[bool]
     ) -> None:
         self._function = function
+        # TensorFlow calls from threads of its own, where the mesh of the user's thread is not set.
+        self._mesh = jax.sharding.get_mesh()
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self.jitted = jax.jit(function)
@@ -48,12 +51,22 @@ class JaxFunction:
         """
         with self._lock:
             if self._pullback is None:
-                self._pullback = JaxFunction(
-                    self._pull_back,
-                    inputs=self._inputs + (True,) * sum(self._outputs),
-                    outputs=(True,) * sum(self._inputs),
-                )
+                with self.mesh():
+                    self._pullback = JaxFunction(
+                        self._pull_back,
+                        inputs=self._inputs + (True,) * sum(self._outputs),
+                        outputs=(True,) * sum(self._inputs),
+                    )
             return self._pullback
+
+    def __call__(self, parameters: Parameters, *arrays: Any) -> tuple:
+        """Call the compiled function."""
+        with self.mesh():
+            return self.jitted(parameters, *arrays)
+
+    def mesh(self) -> AbstractContextManager[Any]:
+        """Return the context of the mesh that was set when the function was made."""
+        return nullcontext() if self._mesh.empty else jax.set_mesh(self._mesh)
 
     def _pull_back(self, parameters: Parameters, *arrays_and_cotangents: Any) -> tuple:
         arrays = arrays_and_cotangents[: len(self._inputs)]
@@ -107,7 +120,7 @@ class Bridge:
         return _differentiable(weakref.ref(self), list(tensors), list(specs))
 
     def execute(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        outputs = self._function.jitted(self._parameters(), *arrays)
+        outputs = self._function(self._parameters(), *arrays)
         return [np.asarray(output) for output in outputs]
 
 

@@ -126,6 +126,34 @@ def check_same_parameters(
             )
 
 
+def check_devices(leaves: Sequence[jax.Array], names: Sequence[str]) -> None:
+    """Refuse parameters that one call of a compiled function can't reach together."""
+    wanted = (
+        "Accepted are parameters on one device, or all sharded over the same devices of this "
+        "process. Bring them together: "
+    )
+    first: tuple[str, set] | None = None
+    for name, leaf in zip(names, leaves, strict=True):
+        if not leaf.is_fully_addressable:
+            raise ValueError(
+                f"`parameters`: parts of {name} are on devices of other processes. {wanted}"
+                "jax.experimental.multihost_utils.process_allgather(parameters, tiled=True)."
+            )
+        if leaf.committed:
+            devices = leaf.sharding.device_set
+            first = first or (name, devices)
+            if devices != first[1]:
+                raise ValueError(
+                    f"`parameters`: {first[0]} is on {_ids(first[1])}, and {name} on "
+                    f"{_ids(devices)}. {wanted}jax.device_get(parameters)."
+                )
+
+
+def _ids(devices: set) -> str:
+    ids = ", ".join(str(device.id) for device in sorted(devices, key=lambda device: device.id))
+    return f"device{'s' * (len(devices) > 1)} {ids}"
+
+
 def is_array(value: Any) -> bool:
     """Tell the arrays in a pytree of parameters from everything else."""
     return isinstance(value, jax.Array | np.ndarray | np.generic)

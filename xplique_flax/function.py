@@ -11,7 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .checks import check_function, check_same_parameters, checked_preprocess, is_array
+from .checks import (
+    check_devices,
+    check_function,
+    check_same_parameters,
+    checked_preprocess,
+    is_array,
+)
 from .outputs import Output, Select, checked_output
 
 
@@ -53,9 +59,8 @@ class WrappedFunction:
         paths, self._structure = jax.tree.flatten_with_path(parameters)
         # Copies: a training step that donates its arguments takes the originals' memory away.
         self.leaves = [jnp.array(leaf) for _, leaf in paths]
-        self.leaf_names = [
-            jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
-        ]
+        self.leaf_names = [_name(path) for path, _ in paths]
+        check_devices(self.leaves, self.leaf_names)
 
     def apply(self, parameters: Any, inputs: Any) -> Any:
         """Return what the model returns, for its pytree of parameters."""
@@ -85,6 +90,7 @@ class WrappedFunction:
         check_same_parameters(leaves, structure, self.leaves, self._structure, self.leaf_names)
         other = copy.copy(self)
         other.leaves = [jnp.array(leaf) for leaf in leaves]
+        check_devices(other.leaves, self.leaf_names)
         return other
 
     def arrays_of(self, parameters: Any) -> Any:
@@ -107,10 +113,9 @@ class WrappedFunction:
         def apply(leaves: Sequence[Any], inputs: Any) -> Any:
             return self.apply(jax.tree.unflatten(self._structure, leaves), self._prepared(inputs))
 
-        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
         inputs = jax.ShapeDtypeStruct((2, *sample), jnp.float32)
         try:
-            jax.eval_shape(apply, leaves, inputs)
+            jax.eval_shape(apply, self.leaves, inputs)
         except Exception:
             return False
         return True
@@ -142,6 +147,12 @@ class WrappedFunction:
                 " Inputs are computed on in float32, as Xplique gives them: a module that looks "
                 "up integers has to cast them itself (`inputs.astype(int)`)."
             )
+        if "ShardingType" in type(error).__name__:
+            text += (
+                " The parameters are sharded over a mesh with axes of the type Explicit, and the "
+                "model does not say how its results are. Shard them over a mesh with axes of the "
+                "type Auto, or gather them: jax.device_get(parameters)."
+            )
         moved = (*sample[1:], sample[0]) if len(sample) > 1 else sample
         if moved != sample and self.accepts(moved):
             text += (
@@ -154,6 +165,13 @@ class WrappedFunction:
                 "dimension? `input_shape` is the shape of one sample, without it."
             )
         return text
+
+
+def _name(path: tuple) -> str:
+    """Return where an array is in a pytree, whether or not it is in a box of Flax's."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 class PlainFunction(WrappedFunction):

@@ -53,15 +53,16 @@ class FusedModel:
 
     def _forward(self, leaves: Sequence[Any], inputs: Any) -> tuple:
         if inputs.shape[0] == 0:  # which many modules can't reshape
-            return (jnp.zeros((0, *self.output_shape(inputs.shape[1:]))),)
+            return (jnp.zeros((0, *self._shape_for(leaves, inputs.shape[1:]))),)
         return (self.function(leaves, inputs),)
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int, ...]:
-        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.function.leaves]
-        output = jax.eval_shape(
-            self.function, leaves, jax.ShapeDtypeStruct((2, *sample), jnp.float32)
-        )
-        return tuple(output.shape[1:])
+        with self.compiled.mesh():
+            return self._shape_for(self.function.leaves, sample)
+
+    def _shape_for(self, leaves: Sequence[Any], sample: tuple[int, ...]) -> tuple[int, ...]:
+        inputs = jax.ShapeDtypeStruct((2, *sample), jnp.float32)
+        return tuple(jax.eval_shape(self.function, leaves, inputs).shape[1:])
 
     def output_shape(self, sample: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape of one output; it raises what is wrong with the sample's shape."""

@@ -88,7 +88,7 @@ class Graph:
 
     def __init__(self, function: ModelFunction, input_shape: tuple[int, ...]) -> None:
         self._function = function.tagged
-        self._leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in function.leaves]
+        self._leaves = function.leaves
         self._leaf_names = function.leaf_names
         self.input_shape = input_shape
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
@@ -111,9 +111,7 @@ class Graph:
         inputs = jax.ShapeDtypeStruct((batch, *self.input_shape), jnp.float32)
         with jax.disable_jit(False):  # the user's setting would unroll the loops
             closed = jax.make_jaxpr(self._function)(self._leaves, inputs)
-            flat = jax.make_jaxpr(functools.partial(inline, closed.jaxpr, closed.consts))(
-                *self._leaves, inputs
-            )
+            flat = jax.make_jaxpr(functools.partial(inline, closed))(self._leaves, inputs)
         return Trace(flat, len(self._leaves))
 
     def _name(self, small: Trace, large: Trace) -> list[Cell]:

@@ -5,7 +5,7 @@ All that depends on how JAX writes down a traced function is here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,11 @@ from jax.extend import core
 
 _TAG = "xplique_flax"
 _INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
+LONGEST_UNROLLED = 128
 _CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
+
+# What a value depends on, each including those before it.
+_NOTHING, _PARAMETERS, _INPUTS = range(3)
 
 # Activations that JAX makes of ReLUs, which are none themselves: Keras has them as one function.
 _ACTIVATIONS = ("hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh")
@@ -55,23 +59,48 @@ def tag(tree: Any, kind: str, path: str) -> Any:
     return jax.tree.unflatten(structure, [tagged.get(id(leaf), leaf) for leaf in leaves])
 
 
-def inline(jaxpr: core.Jaxpr, consts: Sequence[Any], *arguments: Any) -> list[Any]:
-    """Evaluate a jaxpr, with the calls that have a tag or a ReLU in them inlined."""
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+def inline(closed: core.ClosedJaxpr, parameters: Sequence[Any], inputs: Any) -> list[Any]:
+    """Evaluate a jaxpr of parameters and inputs so that no tag or ReLU is inside of a call.
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
+    Calls are inlined. Loops over a stack of parameters, or with ReLUs in them, are unrolled; the
+    steps of a stack are numbered in the paths of their modules: ``steps.0.Conv_0``.
+    """
+    arguments = [(value, _PARAMETERS) for value in parameters]
+    results = _inline(closed, [*arguments, (inputs, _INPUTS)], lambda path: path)
+    return [value for value, _ in results]
+
+
+_Known = tuple[Any, int]  # a value, and what it depends on
+
+
+def _inline(
+    closed: core.ClosedJaxpr, arguments: Sequence[_Known], rename: Callable[[str], str]
+) -> list[_Known]:
+    jaxpr = closed.jaxpr
+    constants = [(value, _NOTHING) for value in closed.consts]
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(atom: Any) -> _Known:
+        return (atom.val, _NOTHING) if isinstance(atom, core.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        values = [read(atom) for atom in eqn.invars]
+        known = [read(atom) for atom in eqn.invars]
+        mark = parse_tag(eqn)
         if eqn.primitive.name in _INLINED and any(map(_is_mark, equations_within(eqn))):
             inner = eqn.params["jaxpr"]
-            if isinstance(inner, core.ClosedJaxpr):
-                results = inline(inner.jaxpr, inner.consts, *values)
-            else:
-                results = inline(inner, (), *values)
+            if not isinstance(inner, core.ClosedJaxpr):
+                inner = core.ClosedJaxpr(inner, ())
+            results = _inline(inner, known, rename)
+        elif eqn.primitive.name == "scan" and _is_unrolled(eqn, known):
+            results = _unroll(eqn, known, rename)
+        elif mark and mark[0] != "name":
+            kind, position, path = mark
+            ((value, source),) = known
+            renamed = checkpoint_name(value, f"{_TAG}:{kind}:{position}:{rename(path)}")
+            results = [(renamed, source)]
         else:
-            results = _bind(jaxpr, eqn, values)
+            source = max((source for _, source in known), default=_NOTHING)
+            results = [(value, source) for value in _bind(jaxpr, eqn, [v for v, _ in known])]
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -80,6 +109,56 @@ def _bind(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence[Any]) -> list[
     bound = {atom: v for atom, v in zip(eqn.invars, values, strict=True) if is_variable(atom)}
     single = jaxpr.replace(constvars=[], invars=list(bound), outvars=eqn.outvars, eqns=[eqn])
     return jax.core.eval_jaxpr(single, (), *bound.values())
+
+
+def _is_unrolled(scan: core.JaxprEqn, known: Sequence[_Known]) -> bool:
+    inner = list(equations_within(scan))
+    if any(relu_ceiling(eqn) is not None for eqn in inner):
+        wanted = True
+    else:
+        wanted = _is_over_parameters(scan, known) and any(map(parse_tag, inner))
+    return wanted and 0 < scan.params["length"] <= LONGEST_UNROLLED
+
+
+def _is_over_parameters(scan: core.JaxprEqn, known: Sequence[_Known]) -> bool:
+    stacked = known[scan.params["num_consts"] + scan.params["num_carry"] :]
+    return any(source == _PARAMETERS for _, source in stacked)
+
+
+def _unroll(
+    scan: core.JaxprEqn, known: Sequence[_Known], rename: Callable[[str], str]
+) -> list[_Known]:
+    length, n_consts, n_carry = (
+        scan.params[name] for name in ("length", "num_consts", "num_carry")
+    )
+    consts, carry = known[:n_consts], known[n_consts : n_consts + n_carry]
+    stacked = known[n_consts + n_carry :]
+    body = scan.params["jaxpr"]
+    roots = _roots(body.jaxpr) if _is_over_parameters(scan, known) else []
+    collected: list[list[_Known]] = [[]] * length
+    for step in reversed(range(length)) if scan.params["reverse"] else range(length):
+
+        def numbered(path: str, step: int = step) -> str:
+            for root in roots:
+                if f"{path}.".startswith(f"{root}."):
+                    path = f"{root}.{step}{path.removeprefix(root)}"
+            return rename(path)
+
+        slices = [(value[step], source) for value, source in stacked]
+        results = _inline(body, [*consts, *carry, *slices], numbered)
+        carry, collected[step] = results[:n_carry], results[n_carry:]
+    stacks = [
+        (jnp.stack([value for value, _ in steps]), max(source for _, source in steps))
+        for steps in zip(*collected, strict=True)
+    ]
+    return [*carry, *stacks]
+
+
+def _roots(jaxpr: core.Jaxpr) -> list[str]:
+    """Return the paths of the modules that are in no other module of the jaxpr."""
+    marks = [mark for eqn in all_equations(jaxpr) if (mark := parse_tag(eqn))]
+    paths = {path for kind, _, path in marks if kind != "name"}
+    return [p for p in paths if not any(p.startswith(f"{other}.") for other in paths)]
 
 
 def is_variable(atom: Any) -> bool:

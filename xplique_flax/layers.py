@@ -12,6 +12,7 @@ import tensorflow as tf
 from .bridge import Bridge, JaxFunction
 from .checks import check_not_training, refuse_to_save
 from .graph import Cell, Graph, Value
+from .jaxprs import LONGEST_UNROLLED
 from .parameters import Parameter
 
 
@@ -23,6 +24,13 @@ def is_replaced(layer: keras.layers.Layer) -> bool:
     """
     call = vars(layer).get("call")
     return call is not None and getattr(call, "__func__", None) is not type(layer).call
+
+
+def why_no_output(layer: keras.layers.Layer) -> str:
+    """Return why a layer's output can't be explained; nothing if it can."""
+    if isinstance(layer, SharedParameter):
+        return "it holds a parameter that several layers use"
+    return ""
 
 
 class _Direct:
@@ -109,9 +117,10 @@ class OpaqueReLULayer(FlaxLayer):
         where = next(c.hidden_relu for c in self._inside.cells if c.hidden_relu)
         raise ValueError(
             f"The layer {self.name!r} has a ReLU inside a `{where}`, and Guided Backprop and "
-            "DeconvNet have to replace every ReLU. They accept ReLUs outside of scan, while, cond "
-            "and custom derivatives: write the loop out (for `nn.scan`, one module per step), or "
-            "use another method, such as Saliency or Integrated Gradients."
+            "DeconvNet have to replace every ReLU. They accept ReLUs outside of while, cond, "
+            f"custom derivatives and scans of more than {LONGEST_UNROLLED} steps: write the loop "
+            "out, with one module per step, or use another method, such as Saliency or Integrated "
+            "Gradients."
         )
 
 

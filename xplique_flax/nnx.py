@@ -49,8 +49,7 @@ class NNXFunction(WrappedFunction):
             ".".join(map(str, path)): _collection(type(variable))
             for path, variable in nnx.to_flat_state(state)
         }
-        names = [name.removesuffix(".value") for name in self.leaf_names]
-        self.leaf_names = [f"{collections.get(name, 'state')}.{name}" for name in names]
+        self.leaf_names = [f"{collections.get(name, 'state')}.{name}" for name in self.leaf_names]
         self._tagged_types: dict[tuple[type, str], type] = {}
 
     def apply(self, parameters: Any, inputs: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import metadata
 
-MINIMUM_VERSIONS = {"jax": (0, 10), "flax": (0, 12)}
+MINIMUM_VERSIONS = {"jax": (0, 10), "flax": (0, 12, 2)}
 
 
 def check_requirements() -> None:
@@ -26,7 +27,7 @@ def check_requirements() -> None:
                 f"xplique_flax needs {wanted}, and {package} is not installed. "
                 f"Install it: pip install --upgrade {package}"
             ) from None
-        if tuple(int(part) for part in version.split(".")[:2]) < minimum:
+        if tuple(map(int, re.findall(r"\d+", version))) < minimum:
             raise ImportError(
                 f"xplique_flax needs {wanted}, and {package} {version} is installed. "
                 f"Upgrade it: pip install --upgrade {package}"

@@ -28,7 +28,7 @@ from .checks import (
 from .function import PlainFunction, WrappedFunction
 from .fused import FusedModel, Head, Truncated
 from .graph import Graph, ModelFunction, Value
-from .layers import is_replaced, refuse_to_look_inside
+from .layers import is_replaced, refuse_to_look_inside, why_no_output
 from .linen import LinenFunction
 from .nnx import NNXFunction
 from .outputs import Output
@@ -248,6 +248,25 @@ class FlaxWrapper(keras.Model):
         ------
         TypeError
             If it is no training state.
+
+        Examples
+        --------
+        ```python
+        import flax.linen as nn
+        import jax
+        import numpy as np
+        import optax
+        from flax.training.train_state import TrainState
+
+        from xplique_flax import FlaxWrapper
+
+        module = nn.Dense(3)
+        inputs = np.ones((2, 4), "float32")
+        params = module.init(jax.random.key(0), inputs)["params"]
+        state = TrainState.create(apply_fn=module.apply, params=params, tx=optax.sgd(0.1))
+        wrapped = FlaxWrapper.from_train_state(module, state)
+        print(np.allclose(wrapped(inputs), state.apply_fn({"params": state.params}, inputs)))
+        ```
         """
         return cls(flax_module, parameters_of_state(state), **kwargs)
 
@@ -258,6 +277,12 @@ class FlaxWrapper(keras.Model):
         wrapped = cls.__new__(cls)
         wrapped._assemble(function, shape, like)
         return wrapped
+
+    def _derived(
+        self, function: ModelFunction, shape: tuple | None, like: FusedModel | None = None
+    ) -> FlaxWrapper:
+        with self._fused.compiled.mesh():
+            return FlaxWrapper._made(function, shape, like)
 
     def _assemble(
         self, function: ModelFunction, shape: tuple | None, like: FusedModel | None = None
@@ -353,7 +378,7 @@ class FlaxWrapper(keras.Model):
         """
         graph, name, _ = self._cut(layer)
         part = Truncated(self._fused, graph, name, f"{self.name}_{name}")
-        return FlaxWrapper._made(part, graph.input_shape)
+        return self._derived(part, graph.input_shape)
 
     def split(self, layer: str | int) -> tuple[FlaxWrapper, FlaxWrapper]:
         """Return the model up to the output of a layer, and the rest of it.
@@ -403,7 +428,7 @@ class FlaxWrapper(keras.Model):
         features = Truncated(self._fused, graph, name, f"{self.name}_{name}")
         head = Head(self._fused, graph, name, f"{self.name}_after_{name}")
         shape = tuple(size for size in value.shape(None)[1:] if size is not None)
-        return FlaxWrapper._made(features, graph.input_shape), FlaxWrapper._made(head, shape)
+        return self._derived(features, graph.input_shape), self._derived(head, shape)
 
     def _cut(self, layer: str | int) -> tuple[Graph, str, Value]:
         name = self._layer(layer).name
@@ -454,7 +479,7 @@ class FlaxWrapper(keras.Model):
         ```
         """
         function = self._fused.function.with_parameters(parameters)
-        return FlaxWrapper._made(function, self._fused.shape, self._fused)
+        return self._derived(function, self._fused.shape, self._fused)
 
     def list_layers(self) -> list[ListedLayer]:
         """Return the layers that can be addressed, and the modules that have no layer, and why.
@@ -469,9 +494,26 @@ class FlaxWrapper(keras.Model):
         ------
         ValueError
             If the model was wrapped without ``input_shape``.
+
+        Examples
+        --------
+        ```python
+        import flax.linen as nn
+        import jax
+        import numpy as np
+
+        from xplique_flax import FlaxWrapper
+
+        module = nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)])
+        parameters = module.init(jax.random.key(0), np.ones((1, 4)))
+        wrapped = FlaxWrapper(module, parameters, input_shape=(4,))
+        layers = wrapped.list_layers()
+        print([(layer.name, layer.shape) for layer in layers])
+        print(all(layer.reason == "" for layer in layers))
+        ```
         """
         found = [
-            ListedLayer(layer.name, _shape_of(layer.output), "")
+            ListedLayer(layer.name, _shape_of(layer.output), why_no_output(layer))
             for layer in self.layers
             if not isinstance(layer, keras.layers.InputLayer)
         ]
