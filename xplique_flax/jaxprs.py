@@ -121,16 +121,23 @@ def _is_unrolled(scan: core.JaxprEqn, known: Sequence[_Known]) -> bool:
 
 
 def _is_over_parameters(scan: core.JaxprEqn, known: Sequence[_Known]) -> bool:
-    stacked = known[scan.params["num_consts"] + scan.params["num_carry"] :]
+    stacked = known[sum(constant_and_carried(scan)) :]
     return any(source == _PARAMETERS for _, source in stacked)
+
+
+def constant_and_carried(scan: core.JaxprEqn) -> tuple[int, int]:
+    """Return how many inputs of a loop are constant, and how many are carried after these."""
+    if "num_consts" in scan.params:  # before JAX 0.12
+        return scan.params["num_consts"], scan.params["num_carry"]
+    constant, carried, _ = scan.params["ft_in"].unpack()
+    return len(constant), len(carried)
 
 
 def _unroll(
     scan: core.JaxprEqn, known: Sequence[_Known], rename: Callable[[str], str]
 ) -> list[_Known]:
-    length, n_consts, n_carry = (
-        scan.params[name] for name in ("length", "num_consts", "num_carry")
-    )
+    length = scan.params["length"]
+    n_consts, n_carry = constant_and_carried(scan)
     consts, carry = known[:n_consts], known[n_consts : n_consts + n_carry]
     stacked = known[n_consts + n_carry :]
     body = scan.params["jaxpr"]
