@@ -2,24 +2,30 @@
 
     python tests/xplique_suite.py path/to/a/checkout/of/xplique [options of pytest]
 
-The tests for attributions, metrics and operators are copied out of the checkout, so that it is the
-installed Xplique that they test. Each Keras model that their builders make is translated to a Flax
-module with the same layers, names and initial weights, and handed to the test in a `FlaxWrapper`.
+The tests are copied out of the checkout, so that it is the installed Xplique that they test. In
+the copy, each Keras model is handed to `in_flax` as soon as it is complete. It becomes a Flax
+module with the same graph of layers, their names and their weights, in a `FlaxWrapper`.
 
-With ``--keep-keras`` the tests run on their own models: the numbers to compare with.
+With ``--keep-keras`` the tests run on their own models: the numbers to compare with. Among the
+options may be folders, such as ``tests/concepts``: all of them take half an hour.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
+import functools
 import importlib.metadata
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -30,39 +36,41 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import xplique
+from jax.ad_checkpoint import checkpoint_name
 
 from xplique_flax import FlaxWrapper
 
-FOLDERS = ("tests/attributions", "tests/metrics", "tests/commons")
+# What the tests make Keras models with, other than their own subclasses of `keras.Model`.
+MODELS = {"Sequential", "Model", "ResNet50"}
 
-# Functions that return one Keras model, or a list with some: of `tests/utils.py`, then of single
-# test files.
-BUILDERS = (
-    "generate_model",
-    "generate_agnostic_model",
-    "generate_timeseries_model",
-    "generate_regression_model",
-    "generate_linear_model",
-    "_generate_model",
-    "_generate_conv_model",
-    "_make_simple_cnn",
-    "_default_tf_model_images",
-    "get_concept_model",
-    "get_segmentation_model",
-)
-
-# A function that returns a function around a Keras model.
-DETECTION_BUILDER = "generate_object_detection_model"
-
-# What tests hand a `Sequential` of their own body, or the index of a layer.
-CONSUMERS = (
-    "GuidedBackprop",
-    "DeconvNet",
-    "override_relu_gradient",
-    "FEM",
-    "GradCAM",
-    "GradCAMPP",
-)
+# What tests say of a model that is something else for its twin: by reason, the file, the old text
+# and the new one.
+EDITS: dict[str, list[tuple[str, str, str]]] = {
+    "a Sequential does not count its input layer, and a functional model does": [
+        ("attributions/test_grad_cam.py", "conv_layer=0", "conv_layer=1"),
+        ("attributions/test_grad_cam_pp.py", "conv_layer=0", "conv_layer=1"),
+        ("attributions/test_fem.py", "conv_layer=0", "conv_layer=1"),
+        ("concepts/test_tcav.py", "Tcav(model, 1)", "Tcav(model, 2)"),
+        ("features_visualizations/test_objectives.py", "model.layers[1]", "model.layers[2]"),
+    ],
+    "an activation is a layer after the one that has it in Keras": [
+        ("concepts/test_craft_tf.py", '["conv2d"]', '["relu"]'),
+        ("concepts/test_craft_tf.py", "model.layers[0]", "model.layers[2]"),
+        ("concepts/test_latent_extractor_tf.py", "True, -5, 4]", "True, -6, 5]"),
+        ("concepts/test_holistic_craft_classification_tf.py", "layer=-3", "layer=-4"),
+    ],
+    "Flax has a ReLU that saturates at 6, and none that does at 3": [
+        ("commons/test_model_override.py", "max_value=3", "max_value=6"),
+        ("commons/test_model_override.py", "[6.0, 0.0, 0.0, 6.0]", "[10.0, 0.0, 0.0, 12.0]"),
+    ],
+    "a layer alone is no model: nothing tells the shape of its inputs": [
+        (
+            "utils_functions/test_box_model_wrapper.py",
+            "tf.keras.layers.Lambda(lambda value: value)",
+            "tf.keras.Sequential([tf.keras.layers.Lambda(lambda x: x, input_shape=(3, 7))])",
+        ),
+    ],
+}
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
@@ -71,14 +79,25 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softmax": nn.softmax,
 }
 
-Step = Callable[[jax.Array, bool], jax.Array]
+# What the functions in the tests' `Lambda` layers use of TensorFlow.
+TF_IN_JAX = SimpleNamespace(cast=jnp.astype, float32=jnp.float32)
+
+# Where Flax has the weights of a batch normalization.
+FLAX_WEIGHTS = {
+    "gamma": ("params", "scale"),
+    "beta": ("params", "bias"),
+    "moving_mean": ("batch_stats", "mean"),
+    "moving_variance": ("batch_stats", "var"),
+}
+
+Step = Callable[[Any, bool], jax.Array]
 
 
 # ------------------------------------------------------------------------------- the Flax models
 
 
 class NoCounterpart(Exception):
-    """Flax has no such layer."""
+    """Flax has no such layer or model."""
 
 
 class Flatten(nn.Module):
@@ -89,19 +108,17 @@ class Flatten(nn.Module):
         return inputs.reshape(inputs.shape[0], -1)
 
 
-class Chain(nn.Module):
-    """Flax layers, one after the other."""
+class Twin(nn.Module):
+    """A function of the inputs and of ``train`` that makes submodules."""
 
-    steps: tuple[Step, ...]
+    function: Step
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
-        for step in self.steps:
-            inputs = step(inputs, train)
-        return inputs
+        return self.function(inputs, train)
 
 
-def flax_step(layer: keras.Layer) -> Step:
+def flax_step(layer: keras.Operation) -> Step:
     """Return what a Flax user writes for a Keras layer, submodules under the layer's name.
 
     Raises
@@ -114,15 +131,21 @@ def flax_step(layer: keras.Layer) -> Step:
         case keras.layers.Conv1D() | keras.layers.Conv2D():
             act, padding = ACTIVATIONS[layer.activation.__name__], layer.padding.upper()
             return lambda x, train: act(
-                nn.Conv(layer.filters, layer.kernel_size, padding=padding, name=name)(x)
+                nn.Conv(layer.filters, layer.kernel_size, layer.strides, padding, name=name)(x)
             )
         case keras.layers.Dense():
             act = ACTIVATIONS[layer.activation.__name__]
             return lambda x, train: act(nn.Dense(layer.units, name=name)(x))
+        case keras.layers.BatchNormalization():
+            return lambda x, train: nn.BatchNorm(not train, epsilon=layer.epsilon, name=name)(x)
         case keras.layers.MaxPooling2D():
             return lambda x, train: nn.max_pool(x, layer.pool_size, layer.strides)
-        case keras.layers.GlobalAveragePooling1D():
-            return lambda x, train: x.mean(axis=1)
+        case keras.layers.GlobalAveragePooling1D() | keras.layers.GlobalAveragePooling2D():
+            return lambda x, train: x.mean(axis=tuple(range(1, x.ndim - 1)))
+        case keras.layers.ZeroPadding2D():
+            return lambda x, train: jnp.pad(x, ((0, 0), *layer.padding, (0, 0)))
+        case keras.layers.Add():
+            return lambda summands, train: functools.reduce(jnp.add, summands)
         case keras.layers.Dropout():
             return lambda x, train: nn.Dropout(layer.rate, deterministic=not train, name=name)(x)
         case keras.layers.Flatten():
@@ -134,132 +157,145 @@ def flax_step(layer: keras.Layer) -> Step:
             return lambda x, train: act(x)
         case keras.layers.ReLU(max_value=None, threshold=0, negative_slope=0):
             return lambda x, train: nn.relu(x)
+        case keras.layers.ReLU(max_value=6, threshold=0, negative_slope=0):
+            return lambda x, train: nn.relu6(x)
+        case keras.layers.Lambda() if not layer.arguments:
+            function = in_jax(layer.function)
+            return lambda x, train: checkpoint_name(function(x), name)
         case keras.layers.Lambda():
-            return lambda x, train: layer.function(x)
-    raise NoCounterpart(str(layer))
+            raise NoCounterpart("Flax has no Lambda with arguments")
+    raise NoCounterpart(f"Flax has no {layer}")
+
+
+def in_jax(function: FunctionType) -> FunctionType:
+    """Return a test's function with JAX in the place of TensorFlow."""
+    namespace = {**function.__globals__, "tf": TF_IN_JAX}
+    return FunctionType(function.__code__, namespace, closure=function.__closure__)
 
 
 def wrapped_twin(model: keras.Model) -> FlaxWrapper:
-    """Translate a Keras model that is a chain of layers, and wrap what comes out.
+    """Translate a functional or sequential Keras model, and wrap what comes out.
 
     The Flax module is run once, without the wrapper, to make sure that it is a faithful twin.
     """
+    graph = graph_of(model)
     layers = _computing_layers(model)
-    module = Chain(tuple(flax_step(layer) for layer in layers))
+    steps = {layer.name: flax_step(layer) for layer in layers}
+    # Keras has noted `training` and `mask`, too, of the calls of its layers.
+    module = Twin(
+        lambda inputs, train: graph._run_through_graph(
+            inputs, lambda layer: lambda x, **_: steps[layer.name](x, train)
+        )
+    )
+    variables: dict[str, dict[str, dict[str, np.ndarray]]] = {"params": {}}
+    for layer in layers:
+        for weight in layer.weights:
+            collection, name = FLAX_WEIGHTS.get(weight.name, ("params", weight.name))
+            of_layer = variables.setdefault(collection, {}).setdefault(layer.name, {})
+            of_layer[name] = weight.numpy()
+
     shape = model.input_shape[1:]
     inputs = np.linspace(-1.0, 1.0, 2 * int(np.prod(shape)), dtype=np.float32).reshape(2, *shape)
-
-    variables = module.init(jax.random.key(0), jnp.asarray(inputs), train=False)
-    for layer in layers:
-        if layer.get_weights():
-            kernel, bias = layer.get_weights()
-            variables["params"][layer.name] = {"kernel": kernel, "bias": bias}
     with participation.paused():
         outputs = module.apply(variables, jnp.asarray(inputs), train=False)
         np.testing.assert_allclose(np.asarray(outputs), model(inputs), rtol=1e-4, atol=1e-5)
-        wrapper = FlaxWrapper(module, variables, input_shape=shape, apply_kwargs={"train": False})
+        return FlaxWrapper(module, variables, input_shape=shape, apply_kwargs={"train": False})
+
+
+def in_flax(model: Any) -> Any:
+    """Return the wrapped twin of a Keras model, or the model itself if it has none."""
+    if graph_of(model) is None or any(map(_is_ours, model.layers)):
+        return model
+    try:
+        twin = wrapped_twin(model)
+    except NoCounterpart as error:
+        participation.kept[model.name] = str(error)
+        return model
     participation.built += 1
-    return wrapper
+    # If it ran before, it was to be trained.
+    participation.keras_models.pop(model.name, None)
+    return twin
+
+
+def graph_of(model: keras.Model) -> Any:
+    """Return the functional model that a Keras model is, or has inside."""
+    functional = getattr(model, "_functional", model)
+    return functional if hasattr(functional, "_run_through_graph") else None
 
 
 def _computing_layers(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
-class InlineSequential:
-    """Stands for a ``Sequential`` that is filled layer by layer, and translated at its first use.
-
-    A model that Flax can't express stays a Keras model.
-    """
-
-    def __init__(self) -> None:
-        self._sequential = keras.Sequential()
-        self._model: keras.Model | None = None
-
-    def add(self, layer: keras.Layer) -> None:
-        self._sequential.add(layer)
-
-    def compile(self, **settings: Any) -> None:
-        self._sequential.compile(**settings)
-
-    def translate(self) -> keras.Model:
-        if self._model is None:
-            try:
-                self._model = wrapped_twin(self._sequential)
-            except NoCounterpart:
-                self._model = self._sequential
-        return self._model
-
-    def __call__(self, inputs: Any) -> Any:
-        return self.translate()(inputs)
+# ------------------------------------------------------------------------- into the tests' sources
 
 
-# ------------------------------------------------------------------------- into the tests' modules
+class Translation(ast.NodeTransformer):
+    """Hands each Keras model that a test makes to `in_flax`, before anything else uses it."""
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        # What has a name may not be complete yet.
+        return node if _makes_model(node.value) else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        return _call_of_in_flax(node) if _makes_model(node) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for name in ("body", "orelse"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                setattr(node, name, list(self._translated(block)))
+        return node
+
+    @staticmethod
+    def _translated(block: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+        incomplete: set[str] = set()
+        for statement in block:
+            names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+            used = (names - {_receiver(statement)}) & incomplete
+            for name in sorted(used):
+                value = _call_of_in_flax(ast.Name(name, ast.Load()))
+                yield ast.Assign([ast.Name(name, ast.Store())], value)
+            incomplete -= used
+            match statement:
+                case ast.Assign(targets=[ast.Name(name)], value=value) if _makes_model(value):
+                    incomplete.add(name)
+            yield statement
 
 
-def translating(builder: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a builder of Keras models build wrapped Flax models."""
-
-    def translated(result: Any) -> Any:
-        if isinstance(result, list):
-            return [translated(one) for one in result]
-        if isinstance(result, keras.Model) and not isinstance(result, FlaxWrapper):
-            return wrapped_twin(result)
-        return result
-
-    return lambda *args, **kwargs: translated(builder(*args, **kwargs))
+def _makes_model(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name)):
+            return name in MODELS
+    return False
 
 
-def translating_inside(builder: Any) -> Callable[..., Any]:
-    """Let a builder wrap its function around a Flax model."""
-
-    def build(*args: Any, **kwargs: Any) -> Any:
-        made: list[InlineSequential] = []
-
-        def sequential() -> InlineSequential:
-            made.append(InlineSequential())
-            return made[-1]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(builder.__globals__, "Sequential", sequential)
-            function = builder(*args, **kwargs)
-        # Now, as the function will be called inside a graph.
-        for one in made:
-            one.translate()
-        return function
-
-    return build
+def _receiver(statement: ast.stmt) -> str | None:
+    """Return what a statement only calls a method of, such as ``add``, ``compile`` or ``fit``."""
+    node: Any = statement.value if isinstance(statement, ast.Expr) else None
+    while isinstance(node, ast.Call | ast.Attribute):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
-class Consumer:
-    """A function or class of Xplique that tests hand a model, as a wrapped model needs it."""
-
-    def __init__(self, target: Callable[..., Any]) -> None:
-        self._target = target
-
-    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(model, InlineSequential):
-            model = model.translate()
-        # A Sequential does not count its input layer, any functional model does.
-        if isinstance(kwargs.get("conv_layer"), int):
-            kwargs["conv_layer"] += 1
-        return self._target(model, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
+def _call_of_in_flax(argument: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name("in_flax", ast.Load()), [argument], [])
 
 
-def put_in_flax(module: Any, patch: pytest.MonkeyPatch) -> None:
-    """Replace what one test module builds its models with."""
-    replacements = {
-        **dict.fromkeys(BUILDERS, translating),
-        DETECTION_BUILDER: translating_inside,
-        **dict.fromkeys(CONSUMERS, Consumer),
-    }
-    for name, replace in replacements.items():
-        if hasattr(module, name):
-            patch.setattr(module, name, replace(getattr(module, name)))
-    patch.setattr(tf.keras.models, "Sequential", InlineSequential)
+def translate(tests: Path) -> None:
+    """Let the tests of a folder make Flax models."""
+    for reason, edits in EDITS.items():
+        for name, old, new in edits:
+            source = (tests / name).read_text()
+            if old not in source:
+                raise pytest.UsageError(f"{name} has no {old!r} to be {new!r}, as {reason}")
+            (tests / name).write_text(source.replace(old, new))
+    for path in tests.rglob("*.py"):
+        tree = Translation().visit(ast.parse(path.read_text()))
+        path.write_text(ast.unparse(ast.fix_missing_locations(tree)))
+    builtins.in_flax = in_flax
 
 
 # ---------------------------------------------------------------------------------------- counting
@@ -267,11 +303,12 @@ def put_in_flax(module: Any, patch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Participation:
-    """Which models took part in one test."""
+    """Which models took part in one test, with the reasons for the Keras ones."""
 
     built: int = 0
     calls: int = 0
-    keras_models: set[str] = field(default_factory=set)
+    kept: dict[str, str] = field(default_factory=dict)
+    keras_models: dict[str, str] = field(default_factory=dict)
     is_paused: bool = False
 
     @contextmanager
@@ -288,15 +325,22 @@ class Participation:
             return
         if _is_ours(layer):
             self.calls += 1
-        elif isinstance(layer, keras.Model):
+        elif isinstance(layer, keras.Model) and not _is_from("xplique", type(layer)):
             layers = _computing_layers(layer)
-            # A clone or a part of a wrapped model is a Keras model too, of our layers.
-            if layers and not any(map(_is_ours, layers)):
-                self.keras_models.add(layer.name)
+            if graph_of(layer) is None:
+                self.keras_models[layer.name] = "a subclass of keras.Model"
+            elif layers and not any(map(_is_ours, layers)):
+                # A clone or a part of a wrapped model is a Keras model too, of our layers.
+                why = self.kept.get(layer.name, "a clone or part of one")
+                self.keras_models[layer.name] = why
+
+
+def _is_from(package: str, layer_class: type) -> bool:
+    return layer_class.__module__.partition(".")[0] == package
 
 
 def _is_our_class(layer_class: type) -> bool:
-    return layer_class.__module__.partition(".")[0] == FlaxWrapper.__module__.partition(".")[0]
+    return _is_from(FlaxWrapper.__module__.partition(".")[0], layer_class)
 
 
 def _is_ours(layer: keras.Layer) -> bool:
@@ -339,6 +383,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if Path(xplique.__file__).is_relative_to(config.rootpath):
         raise pytest.UsageError(f"Not the installed Xplique: {xplique.__file__}")
+    if not config.getoption("keep_keras"):
+        translate(config.rootpath / "tests")
 
 
 def pytest_report_header() -> str:
@@ -346,46 +392,91 @@ def pytest_report_header() -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Function) -> Iterator[None]:
-    """Run one test with its models replaced, and leave a record of them in its report."""
+def pytest_make_collect_report() -> Iterator[None]:
+    """Skip the files for PyTorch where there is none, as some of them do themselves."""
+    report = yield
+    cause = report.call.excinfo and report.call.excinfo.value.__cause__
+    if isinstance(cause, ModuleNotFoundError) and cause.name == "torch":
+        report.outcome = "skipped"
+        report.longrepr = (report.nodeid, 1, f"Skipped: {cause}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Function) -> Iterator[None]:
+    """Leave a record of the models that take part in a test in its reports."""
     global participation
     participation = Participation()
+    item.user_properties.append(("participation", participation))
     with pytest.MonkeyPatch.context() as patch:
         count_calls(patch)
-        if not item.config.getoption("keep_keras"):
-            put_in_flax(item.module, patch)
-        try:
-            return (yield)
-        finally:
-            item.user_properties.append(("participation", asdict(participation)))
+        return (yield)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    rows = [
-        (report, dict(report.user_properties)["participation"])
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.stats.get(outcome, [])
-        if report.when == "call"
-    ]
-    flax = [(report, record) for report, record in rows if record["calls"]]
-    only_built = [report for report, record in rows if record["built"] and not record["calls"]]
-    left = [(report, record) for report, record in rows if record["keras_models"]]
+# The columns of the summary, with what to say of the tests that it lists.
+COLUMNS = {
+    "ran": "",
+    "passed": "",
+    "Flax": "",
+    "Flax passed": "",
+    "given": "were given a wrapped Flax model, and did not run it",
+    "Keras": "ran a Keras model",
+    "none": "make no Keras model",
+    "skipped": "were skipped; a file that can not be imported counts as one",
+}
+
+
+def _columns(report: Any) -> Iterator[tuple[str, str]]:
+    """Yield the columns that a test counts in, with what to list of it there."""
+    file = report.nodeid.partition("::")[0]
+    if report.skipped:
+        yield "skipped", f"{file}: {report.longrepr[2].removeprefix('Skipped: ')}"
+        return
+    record: Participation = dict(report.user_properties)["participation"]
+    reasons = {*record.keras_models.values(), *record.kept.values()}
+    yield "ran", ""
+    if report.passed:
+        yield "passed", ""
+    if record.calls:
+        yield "Flax", ""
+        if report.passed:
+            yield "Flax passed", ""
+    elif record.built:
+        yield "given", report.nodeid
+    if reasons:
+        yield "Keras", f"{report.nodeid}: {', '.join(sorted(reasons))}"
+    if not (reasons or record.built or record.calls):
+        yield "none", file
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Count the tests by folders, and list those that ran no Flax model."""
+    table: dict[str, Counter[str]] = {}
+    lists: dict[str, Counter[str]] = {column: Counter() for column in COLUMNS}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if report.skipped or report.when == "call":
+                for column, entry in _columns(report):
+                    folder = report.nodeid.rpartition("/")[0]
+                    table.setdefault(folder, Counter())[column] += 1
+                    lists[column][entry] += 1
 
     write = terminalreporter.write_line
     terminalreporter.section("models that took part")
-    write(f"{len(rows)} tests ran, {sum(report.passed for report, _ in rows)} passed")
-    write(
-        f"{len(flax)} of them ran a wrapped Flax model, "
-        f"{sum(report.passed for report, _ in flax)} passed "
-        f"({sum(record['built'] for _, record in rows)} models, "
-        f"{sum(record['calls'] for _, record in rows)} calls of them and their layers)"
-    )
-    write(f"{len(only_built)} more were given one and did not run it:")
-    for report in only_built:
-        write(f"  {report.nodeid}")
-    write(f"{len(left)} ran a Keras model:")
-    for report, record in left:
-        write(f"  {report.nodeid}: {', '.join(sorted(record['keras_models']))}")
+    write(" " * 30 + "".join(f"{column:>12}" for column in COLUMNS))
+    for folder, counts in [*sorted(table.items()), ("all", sum(table.values(), Counter()))]:
+        write(f"{folder:30}" + "".join(f"{counts[column]:12}" for column in COLUMNS))
+    if config.getoption("keep_keras"):
+        return
+    for column, what in COLUMNS.items():
+        if what and lists[column]:
+            write(f"{column}: these {what}")
+            for entry, count in lists[column].items():
+                write(f"  {entry}" + (f" ({count})" if count > 1 else ""))
+    for reason, edits in EDITS.items():
+        write(f"edited, as {reason}")
+        for name, old, new in edits:
+            write(f"  tests/{name}: {old} -> {new}")
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -400,7 +491,7 @@ def main(arguments: list[str]) -> int:
         shutil.copytree(Path(checkout) / "tests", Path(folder) / "tests")
         os.chdir(folder)
         if not any(option.startswith("tests") for option in options):
-            options = [*options, *FOLDERS]
+            options = [*options, "tests"]
         fixed = ["--rootdir", folder, "-p", "no:cacheprovider"]
         return pytest.main([*fixed, *options], plugins=[sys.modules[__name__]])
 
