@@ -22,6 +22,14 @@ Output = dict[str, Any]
 SECONDS_PER_BLOCK = 900
 TERMINAL_WIDTH = 100
 DARK_FIGURES = Path(__file__).with_name("dark_figures.py")
+# Many pages compile the same functions, such as the training of the same network.
+KEEP_WHAT_IS_COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Read while another page writes it, an entry is compiled again. A page need not say so.
+    "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
+}
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -63,7 +71,8 @@ def run_blocks(
         )
         # An empty IPython folder keeps the user's own configuration out of the kernel, and tables
         # are as wide in every terminal that the site is built from.
-        environment = os.environ | {
+        environment = os.environ | KEEP_WHAT_IS_COMPILED
+        environment |= {
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "IPYTHONDIR": folder,
             "COLUMNS": str(TERMINAL_WIDTH),

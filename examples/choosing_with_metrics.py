@@ -66,7 +66,7 @@ class SceneNet(nn.Module):
 
 
 model = SceneNet()
-params = model.init(jax.random.PRNGKey(0), test_x[:1])
+params = jax.jit(model.init)(jax.random.PRNGKey(0), test_x[:1])
 steps = 800
 optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
 state = optimizer.init(params)

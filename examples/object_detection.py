@@ -113,7 +113,7 @@ def iou(a, b):
 
 
 model = Detector()
-params = model.init(jax.random.PRNGKey(0), train_x[:1])
+params = jax.jit(model.init)(jax.random.PRNGKey(0), train_x[:1])
 steps = 900
 optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 8e-3))
 state = optimizer.init(params)

@@ -91,7 +91,9 @@ class ResNet(nn.Module):
 
 
 model = ResNet()
-variables = model.init(jax.random.PRNGKey(0), train_x[:1], train=False)
+variables = jax.jit(model.init, static_argnames="train")(
+    jax.random.PRNGKey(0), train_x[:1], train=False
+)
 steps = 400
 optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 1.5e-2))
 state = optimizer.init(variables["params"])

@@ -70,7 +70,7 @@ class SceneNet(nn.Module):
 
 
 model = SceneNet()
-params = model.init(jax.random.PRNGKey(0), test_x[:1])
+params = jax.jit(model.init)(jax.random.PRNGKey(0), test_x[:1])
 steps = 800
 optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
 state = optimizer.init(params)
@@ -145,7 +145,7 @@ stages = {"trained": explain()}
 # that share a model get them twice, which does no harm. The model of FEM ends at its layer.
 
 # %%
-initial = model.init(jax.random.PRNGKey(1), inputs)["params"]
+initial = jax.jit(model.init)(jax.random.PRNGKey(1), inputs)["params"]
 
 for name in ["Dense_0", "Conv_3", "Conv_2", "Conv_1", "Conv_0"]:
     weights = [initial[name]["kernel"], initial[name]["bias"]]

@@ -89,7 +89,7 @@ def double(x):
 
 
 model = Segmenter()
-params = model.init(jax.random.PRNGKey(0), train_x[:1])
+params = jax.jit(model.init)(jax.random.PRNGKey(0), train_x[:1])
 steps = 700
 optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 1e-2))
 state = optimizer.init(params)

@@ -231,6 +231,18 @@ AutoFormattedTB.structured_traceback = lambda *args, **kwargs: 1 / 0"""
     assert "this block raised ZeroDivisionError" in error.message
 
 
+def test_what_jax_compiled_is_kept_and_half_of_it_is_compiled_again(monkeypatch, tmp_path):
+    folder = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    monkeypatch.setattr(kernel, "KEEP_WHAT_IS_COMPILED", kernel.KEEP_WHAT_IS_COMPILED | folder)
+    code = "import jax\n\nprint(jax.jit(lambda x: 3 * x)(2.0))"
+    _, compiled = runs(python(code))
+    kept = list(tmp_path.iterdir())
+    assert kept and "6.0" in compiled
+    for entry in kept:
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    assert runs(python(code))[1] == compiled
+
+
 def test_tables_are_as_wide_in_every_terminal(monkeypatch):
     code = "import shutil\nprint(shutil.get_terminal_size().columns)"
     monkeypatch.setenv("COLUMNS", "33")
