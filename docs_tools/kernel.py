@@ -30,6 +30,10 @@ KEEP_WHAT_IS_COMPILED = {
     # Read while another page writes it, an entry is compiled again. A page need not say so.
     "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
 }
+# The kernel replaces `input` anew for each block. TensorFlow remembers the addresses of built-in
+# functions when it is imported, and takes what comes to lie at a freed one for a built-in function:
+# now and then a method failed with "'TfMethodTarget' object has no attribute ...".
+KEEP_INPUT = "setattr(get_ipython().kernel, 'raw_input', get_ipython().kernel.raw_input)"
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -42,6 +46,7 @@ class _ThisPython(KernelSpecManager):
             # What C++ code logs goes to the terminal; Python's warnings stay on the page.
             "--IPKernelApp.capture_fd_output=False",
             f"--IPKernelApp.exec_lines=exec(open({str(DARK_FIGURES)!r}).read(), {{}})",
+            f"--IPKernelApp.exec_lines={KEEP_INPUT}",
             # TensorFlow leaves so many objects that looking for garbage takes a tenth of the time.
             "--IPKernelApp.exec_lines=__import__('gc').set_threshold(100_000, 50, 100)",
         ]

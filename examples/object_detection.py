@@ -226,6 +226,10 @@ for axes in rows.flat:
 plt.show()
 
 # %% [markdown]
+# Each map changes with its detection, and is brightest at that digit, or just beside it (Saliency).
+# The values of Integrated Gradients have a sign: what is darker than the background speaks against
+# the detection.
+#
 # !!! warning "Targets must be in the units of the output"
 #     The score begins with the overlap of two boxes. A target in other units, such as
 #     fractions of the scene where the model answers in pixels, overlaps with next to
@@ -259,6 +263,9 @@ for axes in row:
 plt.show()
 
 # %% [markdown]
+# The box's position depends a little on the digits above and beside it, from which the network has
+# to tell this one. With the class in the score, the digit's own pixels weigh more.
+#
 # ## Does the maximum lie in the true box?
 #
 # In each of 48 held-out scenes one digit is drawn among those that were found. Its

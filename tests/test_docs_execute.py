@@ -243,6 +243,12 @@ def test_what_jax_compiled_is_kept_and_half_of_it_is_compiled_again(monkeypatch,
     assert runs(python(code))[1] == compiled
 
 
+def test_built_in_functions_are_the_same_in_each_block():
+    first = "import builtins\n\nbefore = list(vars(builtins).values())"
+    second = "print(all(any(old is new for new in vars(builtins).values()) for old in before))"
+    assert "True" in runs(python(first) + "\n\n" + python(second))[1]
+
+
 def test_tables_are_as_wide_in_every_terminal(monkeypatch):
     code = "import shutil\nprint(shutil.get_terminal_size().columns)"
     monkeypatch.setenv("COLUMNS", "33")
