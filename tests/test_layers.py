@@ -158,7 +158,7 @@ class TestWhatLayersCompute:
     def test_nan(self, residual):
         assert np.isnan(chain(residual[0])(np.full_like(DIGITS, np.nan))).all()
 
-    def test_watched_layer_uses_the_chain_and_then_the_fast_path_again(self, residual, monkeypatch):
+    def test_watched_layer_is_one_call_of_three_and_then_of_none(self, residual, monkeypatch):
         from xplique_flax.bridge import Bridge
 
         calls = []
@@ -166,7 +166,7 @@ class TestWhatLayersCompute:
         monkeypatch.setattr(Bridge, "execute", lambda *a: calls.append(1) or original(*a))
         model = residual[0]
         GradCAM(model, conv_layer="Block_0.Conv_0")(DIGITS, TARGETS)
-        assert len(calls) > 3
+        assert len(calls) == 3  # before it, the layer itself, and the gradient of what follows
         calls.clear()
         model(DIGITS)
         assert len(calls) == 1

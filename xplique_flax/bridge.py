@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import weakref
@@ -12,6 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow as tf
+
+from .batches import Batches
+from .cpu import compiled
 
 Parameters = Any  # any pytree of arrays
 Spec = tuple[list[int | None] | None, tf.DType]
@@ -28,17 +32,24 @@ class JaxFunction:
         For each of the ``arrays``, whether it is floating, and so has a gradient.
     outputs
         The same for what the function returns.
+    batches
+        In which sizes to run batches, if the batch is the first axis of all arrays.
     """
 
     def __init__(
-        self, function: Callable[..., tuple], inputs: Sequence[bool], outputs: Sequence[bool]
+        self,
+        function: Callable[..., tuple],
+        inputs: Sequence[bool],
+        outputs: Sequence[bool],
+        batches: Batches | None = None,
     ) -> None:
         self._function = function
         # TensorFlow calls from threads of its own, where the mesh of the user's thread is not set.
         self._mesh = jax.sharding.get_mesh()
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
-        self.jitted = jax.jit(function)
+        self._batches = batches
+        self.jitted = compiled(function)
         self._pullback: JaxFunction | None = None
         self._lock = threading.Lock()
 
@@ -56,13 +67,16 @@ class JaxFunction:
                         self._pull_back,
                         inputs=self._inputs + (True,) * sum(self._outputs),
                         outputs=(True,) * sum(self._inputs),
+                        batches=self._batches and self._batches.of_pullback(),
                     )
             return self._pullback
 
-    def __call__(self, parameters: Parameters, *arrays: Any) -> tuple:
+    def __call__(self, parameters: Parameters, *arrays: Any) -> Sequence[Any]:
         """Call the compiled function."""
         with self.mesh():
-            return self.jitted(parameters, *arrays)
+            if self._batches is None:
+                return self.jitted(parameters, *arrays)
+            return self._batches.run(functools.partial(self.jitted, parameters), arrays)
 
     def mesh(self) -> AbstractContextManager[Any]:
         """Return the context of the mesh that was set when the function was made."""

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import tensorflow as tf
 
+from .batches import Batches
 from .bridge import Bridge, JaxFunction
 from .checks import checked_inputs
 from .graph import Graph, ModelFunction
 from .outputs import checked_output
 from .release import CacheEntry
+from .samples import bytes_per_sample
 
 
 class FusedModel:
@@ -35,7 +37,10 @@ class FusedModel:
         self.hidden = {} if graph is None else graph.hidden
         self.cache_entry = cache_entry
         self._variables = variables
-        self.compiled = compiled or JaxFunction(self._forward, [True], [True])
+        self._bytes: dict[tuple[int, ...], float | None] = {}
+        self.compiled = compiled or JaxFunction(
+            self._forward, [True], [True], Batches(self._bytes_per_sample)
+        )
         self._bridge = Bridge(self.compiled, self._leaves_of_call)
         self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
 
@@ -55,6 +60,11 @@ class FusedModel:
         if inputs.shape[0] == 0:  # which many modules can't reshape
             return (jnp.zeros((0, *self._shape_for(leaves, inputs.shape[1:]))),)
         return (self.function(leaves, inputs),)
+
+    def _bytes_per_sample(self, sample: tuple[int, ...]) -> float | None:
+        if sample not in self._bytes:
+            self._bytes[sample] = bytes_per_sample(self.function, self.function.leaves, sample)
+        return self._bytes[sample]
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int, ...]:
         with self.compiled.mesh():

@@ -58,6 +58,15 @@ class Cell:
         return None if size is None else size // slope
 
 
+@dataclass(frozen=True)
+class Section:
+    """Some cells in a row, as one function of the model's parameters and what the cells read."""
+
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    function: JaxFunction
+
+
 class ModelFunction(Protocol):
     """A model as a function of its parameters, as a flat list, and a batch of inputs."""
 
@@ -107,6 +116,7 @@ class Graph:
         self.cells = self._name(small, large)
         self.hidden = self._hidden_layers(small)
         self._functions: dict[int, JaxFunction] = {}
+        self.section = functools.lru_cache(maxsize=None)(self._section)
 
     def _make_trace(self, batch: int) -> Trace:
         inputs = jax.ShapeDtypeStruct((batch, *self.input_shape), jnp.float32)
@@ -124,7 +134,7 @@ class Graph:
                 _value(a.aval, b.aval) for a, b in zip(part.variables, other.variables, strict=True)
             )
             inputs = tuple(part.inputs) or (MODEL_INPUT,)
-            sources = [self._source(cells, ref) for ref in inputs]
+            sources = [self.value(ref, cells) for ref in inputs]
             batch = _batch_axis(sources)
             if batch is None:
                 inputs = (*inputs, MODEL_INPUT)
@@ -150,10 +160,11 @@ class Graph:
         }
         return cells
 
-    def _source(self, cells: Sequence[Cell], ref: Ref) -> Value:
+    def value(self, ref: Ref, cells: Sequence[Cell] = ()) -> Value:
+        """Return what is known of the model's input, or of an output of a cell."""
         if ref == MODEL_INPUT:
             return Value(((1, 0), *((0, size) for size in self.input_shape)), "float32")
-        return cells[ref[0]].outputs[ref[1]]
+        return (cells or self.cells)[ref[0]].outputs[ref[1]]
 
     @staticmethod
     def _layer_name(part: Slice, equations: Sequence[core.JaxprEqn], taken: set[str]) -> str:
@@ -202,7 +213,7 @@ class Graph:
                 split = len(cell.inputs)
                 return self.run(index, own, tensors[split:], tensors[:split])
 
-            sources = [self._source(self.cells, ref) for ref in cell.inputs]
+            sources = [self.value(ref) for ref in cell.inputs]
             floating = [value.is_floating for value in sources] + [True] * len(cell.shared)
             outputs = [value.is_floating for value in cell.outputs]
             self._functions[index] = JaxFunction(function, floating, outputs)
@@ -234,6 +245,31 @@ class Graph:
         return tuple(
             value.astype(spec.dtype) for value, spec in zip(values, cell.outputs, strict=True)
         )
+
+    def _section(self, start: int, stop: int) -> Section:
+        """Return the cells from one number up to another, as one function.
+
+        The function is the same one at each request.
+        """
+        here = dict.fromkeys(ref for cell in self.cells[start:stop] for ref in cell.inputs)
+        inputs = tuple(ref for ref in here if ref[0] < start)
+        later = dict.fromkeys(ref for cell in self.cells[stop:] for ref in cell.inputs)
+        outputs = tuple(ref for ref in (later | {self.output: None}) if start <= ref[0] < stop)
+
+        def function(leaves: Sequence[Any], *arrays: Any) -> tuple:
+            values = dict(zip(inputs, arrays, strict=True))
+            for index in range(start, stop):
+                cell = self.cells[index]
+                own = {leaf: leaves[leaf] for leaf in cell.leaves}
+                shared = [leaves[leaf] for leaf in cell.shared]
+                results = self.run(index, own, shared, [values[ref] for ref in cell.inputs])
+                values |= {(index, i): result for i, result in enumerate(results)}
+            return tuple(values[ref] for ref in outputs)
+
+        read, written = (
+            [self.value(ref).is_floating for ref in refs] for refs in (inputs, outputs)
+        )
+        return Section(inputs, outputs, JaxFunction(function, read, written))
 
     def prefix(self, layer: str, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate the model up to the first call of a layer, with the tags in it."""

@@ -5,7 +5,7 @@ All that depends on how JAX writes down a traced function is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,10 +87,7 @@ def _inline(
         known = [read(atom) for atom in eqn.invars]
         mark = parse_tag(eqn)
         if eqn.primitive.name in _INLINED and any(map(_is_mark, equations_within(eqn))):
-            inner = eqn.params["jaxpr"]
-            if not isinstance(inner, core.ClosedJaxpr):
-                inner = core.ClosedJaxpr(inner, ())
-            results = _inline(inner, known, rename)
+            results = _inline(_called(eqn), known, rename)
         elif eqn.primitive.name == "scan" and _is_unrolled(eqn, known):
             results = _unroll(eqn, known, rename)
         elif mark and mark[0] != "name":
@@ -109,6 +106,47 @@ def _bind(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence[Any]) -> list[
     bound = {atom: v for atom, v in zip(eqn.invars, values, strict=True) if is_variable(atom)}
     single = jaxpr.replace(constvars=[], invars=list(bound), outvars=eqn.outvars, eqns=[eqn])
     return jax.core.eval_jaxpr(single, (), *bound.values())
+
+
+def substitute(
+    closed: core.ClosedJaxpr, substitutes: Mapping[str, Callable], arguments: Sequence[Any]
+) -> list[Any]:
+    """Evaluate a jaxpr with other functions in the place of some primitives.
+
+    Parameters
+    ----------
+    closed
+        The jaxpr.
+    substitutes
+        Functions of a primitive's operands and parameters, by the primitive's name. They are used
+        outside of loops and branches.
+    arguments
+        The arguments of the jaxpr.
+    """
+    jaxpr = closed.jaxpr
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        values = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in substitutes:
+            results = [substitutes[name](*values, **eqn.params)]
+        elif name in _INLINED and any(
+            e.primitive.name in substitutes for e in equations_within(eqn)
+        ):
+            results = substitute(_called(eqn), substitutes, values)
+        else:
+            results = _bind(jaxpr, eqn, values)
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _called(call: core.JaxprEqn) -> core.ClosedJaxpr:
+    inner = call.params["jaxpr"]
+    return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
 
 def _is_unrolled(scan: core.JaxprEqn, known: Sequence[_Known]) -> bool:

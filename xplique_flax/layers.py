@@ -223,7 +223,7 @@ class _Inside:
                 "HadamardProjection takes them to do. Cut the model with `wrapped.split(layer)`."
             )
         batch = cell.batch_size([tensor.shape for tensor in tensors])
-        return self.bridges[node](tensors, [_spec(value, batch) for value in cell.outputs])
+        return self.bridges[node](tensors, [spec_of(value, batch) for value in cell.outputs])
 
     def config(self) -> dict[str, Any]:
         return {
@@ -248,5 +248,6 @@ class _Holder:
         return list(self.variable.shape), tf.float32
 
 
-def _spec(value: Value, batch: int | None) -> tuple[list[int | None], tf.DType]:
+def spec_of(value: Value, batch: int | None) -> tuple[list[int | None], tf.DType]:
+    """Return the static shape of a value at a batch size, and its dtype."""
     return list(value.shape(batch)), tf.as_dtype(value.dtype)

@@ -100,7 +100,7 @@ class Trace:
     def _cut_at_relu(self, index: int, scope: str) -> None:
         eqn = self.jaxpr.eqns[index]
         self._glue(scope, eqn.invars)
-        relu = Slice("relu", scope, list(eqn.outvars), ceiling=relu_ceiling(eqn))
+        relu = Slice("relu", scope, list(eqn.outvars), [index], ceiling=relu_ceiling(eqn))
         relu.inputs = {self._cuts[eqn.invars[0]]: eqn.invars[0]}
         self._add(relu, eqn.outvars)
 

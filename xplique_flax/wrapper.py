@@ -28,11 +28,12 @@ from .checks import (
 from .function import PlainFunction, WrappedFunction
 from .fused import FusedModel, Head, Truncated
 from .graph import Graph, ModelFunction, Value
-from .layers import is_replaced, refuse_to_look_inside, why_no_output
+from .layers import SharedParameter, is_replaced, refuse_to_look_inside, why_no_output
 from .linen import LinenFunction
 from .nnx import NNXFunction
 from .outputs import Output
 from .release import CacheEntry, release_all
+from .sections import Sections
 
 
 class ListedLayer(NamedTuple):
@@ -298,6 +299,8 @@ class FlaxWrapper(keras.Model):
             layer for layer in self.layers if not isinstance(layer, keras.layers.InputLayer)
         ]
         self._fused = FusedModel(function, graph, variables, entry, like.compiled if like else None)
+        if graph:
+            self._sections = Sections(graph, self._replaceable, self._fused.leaves)
 
     def _check_no_batch_dimension(self, function: WrappedFunction, shape: tuple | None) -> None:
         # Flax's convolutions fold an axis too many into the batch without a word.
@@ -323,8 +326,11 @@ class FlaxWrapper(keras.Model):
         """Compute the outputs of tensors, as ``__call__`` does."""
         tensor = self._fused.checked(inputs)
         self._release()
-        if any(is_replaced(layer) for layer in self._replaceable):
+        watched = [layer for layer in self._replaceable if is_replaced(layer)]
+        if any(isinstance(layer, SharedParameter) for layer in watched):
             return super().call(tensor)
+        if watched:
+            return self._sections(tensor, {layer.name for layer in watched})
         return self._fused(tensor)
 
     def compute_output_spec(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:

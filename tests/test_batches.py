@@ -1,0 +1,203 @@
+"""In which sizes batches are computed, and of which functions samples are independent."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from xplique.attributions import IntegratedGradients, Occlusion, Rise, Saliency
+
+from tests.architectures import ARCHITECTURES, digits, make_pair
+from tests.equality_table import largest_difference
+from xplique_flax import FlaxWrapper, batches
+from xplique_flax.samples import bytes_per_sample
+
+IMAGES, TARGETS = digits(24)
+
+
+class Net(nn.Module):
+    """A network that notes for which batch sizes it is traced."""
+
+    sizes: tuple = ()
+
+    @nn.compact
+    def __call__(self, x):
+        traced.append(x.shape[0])
+        x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3))(x)), (2, 2), (2, 2))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+traced: list[int] = []
+PARAMETERS = Net().init(jax.random.key(1), IMAGES)
+
+
+@pytest.fixture
+def wrapped():
+    return FlaxWrapper(Net(), PARAMETERS)
+
+
+def compiled_sizes(wrapped):
+    """Return for how many batch sizes XLA has compiled the model, and its gradient."""
+    forward = wrapped._fused.compiled
+    return forward.jitted._cache_size(), forward.pullback.jitted._cache_size()
+
+
+@pytest.mark.parametrize("number", [5, 8, 11, 15, 16, 24])
+def test_each_direction_is_compiled_at_most_twice(wrapped, number):
+    inputs, targets = IMAGES[:number], TARGETS[:number]
+    for _ in range(2):
+        Saliency(wrapped, batch_size=8)(inputs, targets)
+        assert compiled_sizes(wrapped)[1] <= 2
+        Occlusion(wrapped, patch_size=2, patch_stride=2, batch_size=8)(inputs, targets)
+        assert compiled_sizes(wrapped)[0] <= 2
+
+
+def test_a_rest_and_a_second_explainer_compile_nothing(wrapped):
+    IntegratedGradients(wrapped, steps=5, batch_size=16)(IMAGES[:8], TARGETS[:8])
+    before = compiled_sizes(wrapped)
+    for number in (1, 3, 5, 7):
+        Saliency(wrapped, batch_size=8)(IMAGES[:number], TARGETS[:number])
+        IntegratedGradients(wrapped, steps=5, batch_size=16)(IMAGES[:number], TARGETS[:number])
+    assert compiled_sizes(wrapped) == before
+
+
+def test_padded_batch_has_the_outputs_and_gradients_of_its_samples(wrapped):
+    alone = [FlaxWrapper(Net(), PARAMETERS) for _ in range(2)]
+    Saliency(wrapped)(IMAGES, TARGETS)
+    wrapped(IMAGES)
+    traced.clear()
+    assert largest_difference(wrapped(IMAGES[:5]), alone[0](IMAGES[:5])) < 1e-6
+    few = IMAGES[:5], TARGETS[:5]
+    assert largest_difference(Saliency(wrapped)(*few), Saliency(alone[1])(*few)) < 1e-6
+    assert 24 not in traced
+
+
+def test_full_batch_runs_at_its_own_size(wrapped):
+    wrapped(IMAGES[:4])
+    traced.clear()
+    wrapped(IMAGES)
+    assert traced.count(24) == 1
+
+
+def test_size_that_wastes_much_is_compiled(wrapped, monkeypatch):
+    monkeypatch.setattr(batches, "_COMPILATION", 0)
+    wrapped(IMAGES)
+    wrapped(IMAGES[:4])
+    assert compiled_sizes(wrapped)[0] == 2
+
+
+def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch):
+    whole = Saliency(wrapped)(IMAGES[:22], TARGETS[:22])
+    monkeypatch.setattr(batches, "_AT_ONCE", 1)
+    other = FlaxWrapper(Net(), PARAMETERS)
+    traced.clear()
+    pieces = Saliency(other)(IMAGES[:22], TARGETS[:22])
+    assert 22 not in traced and 4 in traced
+    assert largest_difference(pieces, whole) < 1e-6
+
+
+def test_batch_is_left_alone_where_samples_depend_on_each_other():
+    seen = []
+
+    def centered(x):
+        seen.append(x.shape[0])
+        return (x - x.mean(0)).reshape(len(x), -1)[:, :10] ** 2
+
+    wrapped = FlaxWrapper.from_function(centered)
+    for number in (8, 5):
+        expected = centered(IMAGES[:number])
+        assert largest_difference(wrapped(IMAGES[:number]), expected) < 1e-6
+        gradient = jax.grad(lambda x: (centered(x) * TARGETS[: len(x)]).sum())(IMAGES[:number])
+        saliency = Saliency(wrapped, reducer=None)(IMAGES[:number], TARGETS[:number])
+        assert largest_difference(saliency, abs(gradient)) < 1e-5
+
+
+def test_random_streams_stay_those_of_the_batch():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x.reshape(len(x), -1)
+            noise = jax.random.normal(self.make_rng("noise"), x.shape)
+            return nn.Dense(10)(x + noise)
+
+    rngs = {"noise": jax.random.key(3)}
+    parameters = Noisy().init({"params": jax.random.key(0), **rngs}, IMAGES)
+    wrapped = FlaxWrapper(Noisy(), parameters, rngs=rngs)
+    wrapped(IMAGES)
+    expected = Noisy().apply(parameters, IMAGES[:5], rngs=rngs)
+    assert largest_difference(wrapped(IMAGES[:5]), expected) < 1e-6
+
+
+def test_rise_ends_with_a_rest_that_is_padded(wrapped):
+    Rise(wrapped, nb_samples=20, grid_size=4, batch_size=8)(IMAGES[:2], TARGETS[:2])
+    assert compiled_sizes(wrapped)[0] <= 2
+
+
+def independent(function, sample=(6,)):
+    return bytes_per_sample(function, 0.0, sample) is not None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_samples_of_usual_models_are_independent(name):
+    pair = make_pair(name)
+    core = pair.wrapped._fused
+    assert bytes_per_sample(core.function, core.leaves(), pair.inputs.shape[1:])
+
+
+def batch_norm(_, x):
+    model = nnx.BatchNorm(6, use_running_average=False, rngs=nnx.Rngs(0))
+    return model(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: x - x.mean(0),
+        lambda _, x: x / jnp.linalg.norm(x),
+        lambda _, x: x - x[:1],
+        lambda _, x: x[::-1],
+        lambda _, x: jnp.roll(x, 1, axis=0),
+        lambda _, x: jnp.cumsum(x, axis=0),
+        lambda _, x: jnp.sort(x, axis=0),
+        lambda _, x: jnp.take_along_axis(x, jnp.argsort(x, 0), 0),
+        lambda _, x: jax.lax.top_k(x.T, len(x))[0].T,
+        lambda _, x: jax.nn.softmax(x, axis=0),
+        lambda _, x: jax.nn.softmax(x @ x.T) @ x,
+        lambda _, x: x * jnp.arange(len(x))[:, None],
+        lambda _, x: x + jax.random.normal(jax.random.key(0), x.shape),
+        lambda _, x: jax.random.permutation(jax.random.key(0), x),
+        lambda _, x: jax.lax.scan(lambda c, row: (c + row, c), jnp.zeros(6), x)[1],
+        lambda _, x: jax.lax.map(lambda row: row - x.mean(), x),
+        lambda _, x: jax.lax.while_loop(lambda y: y.sum() < 1, lambda y: y + 1, x),
+        lambda _, x: jax.lax.cond(x.sum() > 0, lambda y: y, lambda y: -y, x),
+        lambda _, x: jax.lax.reduce_window(x, -np.inf, jax.lax.max, (3, 1), (1, 1), "SAME"),
+        lambda _, x: jax.vmap(lambda v: jnp.convolve(v, jnp.ones(3), "same"), 1, 1)(x),
+        lambda _, x: jax.pure_callback(np.cumsum, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
+        lambda _, x: x.reshape(3, -1, 6),
+        batch_norm,
+    ],
+)
+def test_samples_that_are_mixed_are_found(function):
+    assert not independent(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: jax.nn.softmax(x),
+        lambda _, x: jnp.sort(x, axis=1),
+        lambda _, x: jax.vmap(lambda row: row - row.mean())(x),
+        lambda _, x: jax.lax.map(lambda row: row @ row * row, x),
+        lambda _, x: jnp.ones((9, 3))[x.astype(int)],
+        lambda _, x: (x.reshape(-1, 2) @ jnp.ones((2, 3))).reshape(len(x), -1),
+        lambda _, x: jax.lax.scan(lambda c, v: (c + v, c), jnp.zeros(len(x)), x.T)[1].T,
+        lambda _, x: jax.lax.fori_loop(0, 4, lambda i, y: y * x, x),
+        lambda _, x: jax.grad(lambda y: (y**3).sum())(x),
+        lambda _, x: x + jax.random.normal(jax.random.key(0), (6,)),
+        lambda _, x: jnp.concatenate([x, -x]).reshape(2, -1, 6).sum(0),
+        lambda _, x: jax.checkpoint(jax.jit(jax.nn.relu))(x),
+    ],
+)
+def test_samples_that_are_not_mixed_are_found(function):
+    assert independent(function)

@@ -1,0 +1,92 @@
+"""The sizes in which batches are computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+# Bytes that the operations of a model write, which stand for time and memory alike. More than that
+# at once leaves the processor's cache: a gradient then takes up to twice as long.
+_AT_ONCE = 64e6
+_FEWEST = 4
+# About what a compilation costs. Padding may waste as much for each size.
+_COMPILATION = 5e9
+
+
+class Batches:
+    """The batch sizes that a function is compiled for, and those that batches are run in.
+
+    A batch that is smaller than one that the function was compiled for is padded to its size, for
+    as long as that costs less than to compile the function again. If samples depend on each other,
+    each batch is run as it is.
+
+    Parameters
+    ----------
+    bytes_per_sample
+        Returns for the shape of a sample how many bytes are written for each, or ``None`` if the
+        samples depend on each other.
+    split
+        Whether to run large batches in equal pieces.
+    """
+
+    def __init__(
+        self, bytes_per_sample: Callable[[Shape], float | None], split: bool = False
+    ) -> None:
+        self._bytes_per_sample = bytes_per_sample
+        self._split = split
+        self._compiled: dict[tuple[Shape, ...], set[int]] = {}
+        self._wasted: dict[tuple[tuple[Shape, ...], int], float] = {}
+
+    def of_pullback(self) -> Batches:
+        """Return the same for the function's gradient."""
+        return Batches(self._bytes_per_sample, split=True)
+
+    def run(self, function: Callable[..., tuple], arrays: Sequence[Any]) -> Sequence[Any]:
+        """Call the function with arrays whose first axis is the batch."""
+        number = len(arrays[0])
+        key = tuple(array.shape[1:] for array in arrays)
+        pieces, size = self._pieces(key, number)
+        missing = pieces * size - number
+        padded = [_padded(array, missing) for array in arrays] if missing else arrays
+        if pieces == 1:
+            results: Sequence[Any] = function(*padded)
+        else:
+            parts = [
+                [np.asarray(result) for result in function(*(a[i : i + size] for a in padded))]
+                for i in range(0, len(padded[0]), size)
+            ]
+            results = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        return [np.asarray(result)[:number] for result in results] if missing else results
+
+    def _pieces(self, key: tuple[Shape, ...], number: int) -> tuple[int, int]:
+        """Return into how many pieces of which size to split a batch."""
+        compiled = self._compiled.setdefault(key, set())
+        if number == 0 or (number in compiled and not self._split):
+            return 1, number
+        cost = self._bytes_per_sample(key[0]) if compiled or self._split else None
+        if cost is None:
+            compiled.add(number)
+            return 1, number
+        pieces = 1
+        if self._split:
+            pieces = math.ceil(number / max(_FEWEST, _AT_ONCE // cost))
+        return pieces, self._size(compiled, key, math.ceil(number / pieces), cost)
+
+    def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: float) -> int:
+        size = min((size for size in compiled if size >= wanted), default=wanted)
+        wasted = self._wasted.get((key, wanted), 0) + (size - wanted) * cost
+        if wasted > _COMPILATION:
+            size = wanted
+        self._wasted[key, wanted] = wasted
+        compiled.add(size)
+        return size
+
+
+def _padded(array: Any, missing: int) -> np.ndarray:
+    # The last sample again: zeros may be slow to compute with, or give a warning.
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
