@@ -373,7 +373,8 @@ plt.show()
 # How much does each of them contribute to each logit? By default importances are the mean of
 # absolute values. With the two options below they keep their sign: amount times gradient, summed
 # over all places. `tower` and `landscape` are asked about the first photograph, `dahlia` and
-# `leaves` about the second.
+# `leaves` about the second. `predictions_operator` is Xplique's name for what is explained: the
+# output that `class_id` selects.
 
 # %% output="markdown"
 contributions = np.empty((5, 4))
