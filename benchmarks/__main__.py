@@ -1,0 +1,137 @@
+"""Time Xplique with each tool in turn: `make bench`, or `make bench ARGS="cnn --rounds 9"`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+import warnings
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.methods import INSIDE, Explain, methods
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.recorded import PureJax, recorded
+from benchmarks.tools import TOOLS
+
+PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
+LOOK_INSIDE = ("xplique_flax", "native Keras")
+# Inputs, and model calls for each: so that a call takes from a tenth of a second to a few.
+WORK = {"cnn": (8, 64), "resnet": (2, 16), "mlp": (16, 64), "vit": (8, 64)}
+
+
+def main() -> None:
+    """Print one line for each method, and write all numbers to a file."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
+    parser.add_argument("--methods", nargs="*", help="names of methods; by default all")
+    parser.add_argument("--rounds", type=int, default=5, help="calls that the median is of")
+    parser.add_argument("--to", type=Path, default=Path("benchmarks/results.json"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    tf.get_logger().setLevel("ERROR")
+    results: dict[str, Any] = {"machine": machine(), "networks": {}}
+    print(json.dumps(results["machine"], indent=2))
+    for name in options.networks:
+        print(f"\n{name}: seconds of {', '.join(TOOLS)}; in model calls, in pure JAX", flush=True)
+        rows = time_network(NETWORKS[name], *WORK[name], options.methods, options.rounds)
+        results["networks"][name] = rows
+        options.to.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def machine() -> dict[str, str]:
+    """Return what the times depend on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "GFLOP/s of a product of matrices": f"{_matrix_product():.0f}",
+        "Python": platform.python_version(),
+    } | {package: version(package) for package in PACKAGES}
+
+
+def _matrix_product(size: int = 2048) -> float:
+    matrix = jax.numpy.ones((size, size))
+    multiply = jax.jit(jax.numpy.matmul)
+    return 2 * size**3 / np.median(times(lambda: multiply(matrix, matrix), 5)) / 1e9
+
+
+def times(call: Explain, rounds: int) -> list[float]:
+    """Return how long each call takes, after a first one, in seconds."""
+    jax.block_until_ready(call())
+    return [_timed(call) for _ in range(rounds)]
+
+
+def _timed(call: Explain) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def time_network(
+    network: Network, number: int, samples: int, chosen: list[str] | None, rounds: int
+) -> dict[str, Any]:
+    """Return the times of each method with each tool."""
+    variables = network.variables()
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(number, *network.sample)).astype("float32")
+    targets = np.eye(network.classes, dtype="float32")[np.arange(number) % network.classes]
+    models = {name: make(network, variables) for name, make in TOOLS.items()}
+    pure = PureJax(network.module, variables)
+    rows = {}
+    for method, prepare in methods(network.sample, samples).items():
+        if chosen and method not in chosen:
+            continue
+        names = LOOK_INSIDE if method in INSIDE else TOOLS
+        calls = {}
+        for tool in names:
+            with as_needed_by(tool):
+                calls[tool] = prepare(models[tool], inputs, targets)
+        rows[method] = row = time_method(calls, pure, rounds, inside=method in INSIDE)
+        print(f"{method:24}", " ".join(f"{value:8.3f}" for value in row.values()), flush=True)
+    return rows
+
+
+def time_method(
+    calls: dict[str, Explain], pure: PureJax, rounds: int, inside: bool
+) -> dict[str, float]:
+    """Return the median time of each tool, called in turn."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in calls.items():
+        with as_needed_by(name):
+            _timed(call)
+    if not inside:
+        with recorded(calls["xplique_flax"]) as batches:
+            pure.run(batches)
+        found |= {"in model calls": [], "pure JAX": []}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            with as_needed_by(name):
+                found[name].append(_timed(call))
+        if not inside:
+            with recorded(calls["xplique_flax"]) as batches:
+                found["in model calls"].append(sum(batch.seconds for batch in batches))
+                found["pure JAX"].append(_timed(lambda batches=batches: pure.run(batches)))
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+@contextmanager
+def as_needed_by(tool: str) -> Any:
+    """Make TensorFlow eager for the wrapper that calls for it."""
+    tf.config.run_functions_eagerly(tool == "eager")
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+main()

@@ -1,0 +1,82 @@
+"""The ways to show a Flax network to Xplique."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+from jax.experimental import jax2tf
+
+from benchmarks.networks import Network
+from xplique_flax import FlaxWrapper
+
+
+def wrapped(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the network in a `FlaxWrapper`."""
+    return FlaxWrapper(network.module, variables, input_shape=network.sample)
+
+
+def native_keras(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the Keras model with the same weights."""
+    return network.twin(variables)
+
+
+def eager(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the obvious wrapper: `jax.vjp` at each call, for which all of TensorFlow is eager."""
+
+    @tf.custom_gradient
+    def call(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        outputs, pullback = jax.vjp(lambda x: network.module.apply(variables, x), inputs.numpy())
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            return tf.convert_to_tensor(np.asarray(pullback(upstream.numpy())[0]))
+
+        return tf.convert_to_tensor(np.asarray(outputs)), gradient
+
+    return _model(network, _Called(call, network.classes))
+
+
+def converted(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the network as operations of TensorFlow, made by `jax2tf`."""
+    call = jax2tf.convert(
+        lambda x: network.module.apply(variables, x),
+        polymorphic_shapes=["(batch, ...)"],
+    )
+    return _model(network, _Called(call, network.classes))
+
+
+def flax_layer(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the network in the layer that Keras has for Flax."""
+    return _model(network, tf.keras.layers.FlaxLayer(network.module, variables=variables))
+
+
+TOOLS: dict[str, Callable[[Network, Any], tf.keras.Model]] = {
+    "xplique_flax": wrapped,
+    "native Keras": native_keras,
+    "jax2tf": converted,
+    "FlaxLayer": flax_layer,
+    "eager": eager,
+}
+
+
+class _Called(tf.keras.layers.Layer):
+    """A layer that calls a function of TensorFlow."""
+
+    def __init__(self, function: Callable, classes: int) -> None:
+        super().__init__()
+        self._function = function
+        self._classes = classes
+
+    def call(self, inputs: Any) -> Any:
+        return self._function(inputs)
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return tf.keras.KerasTensor((None, self._classes))
+
+
+def _model(network: Network, layer: tf.keras.layers.Layer) -> tf.keras.Model:
+    inputs = tf.keras.Input(network.sample)
+    return tf.keras.Model(inputs, layer(inputs))
