@@ -10,6 +10,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ import tensorflow as tf
 from benchmarks.methods import INSIDE, Explain, methods
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.recorded import PureJax, recorded
-from benchmarks.tools import TOOLS
+from benchmarks.tools import NEED_EAGER, TOOLS
 
 PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
+if find_spec("torch"):
+    PACKAGES += ("torch",)
 LOOK_INSIDE = ("xplique_flax", "native Keras")
+# Short calls are repeated, for so many seconds with one tool, to at most so many rounds.
+_ENOUGH, _MOST_ROUNDS = 2.0, 25
 # Inputs, and model calls for each: so that a call takes from a tenth of a second to a few.
 WORK = {"cnn": (8, 64), "resnet": (2, 16), "mlp": (16, 64), "vit": (8, 64)}
 
@@ -113,7 +118,9 @@ def time_method(
         with recorded(calls["xplique_flax"]) as batches:
             pure.run(batches)
         found |= {"in model calls": [], "pure JAX": []}
-    for _ in range(rounds):
+    with as_needed_by("xplique_flax"):
+        quick = _timed(calls["xplique_flax"])
+    for _ in range(max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / quick)))):
         for name, call in calls.items():
             with as_needed_by(name):
                 found[name].append(_timed(call))
@@ -126,8 +133,8 @@ def time_method(
 
 @contextmanager
 def as_needed_by(tool: str) -> Any:
-    """Make TensorFlow eager for the wrapper that calls for it."""
-    tf.config.run_functions_eagerly(tool == "eager")
+    """Make TensorFlow eager for the wrappers that need it, and only for them."""
+    tf.config.run_functions_eagerly(tool in NEED_EAGER)
     try:
         yield
     finally:

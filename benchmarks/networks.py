@@ -167,6 +167,7 @@ def small_vit_twin() -> K.Model:
 class Network:
     """A network in Flax, what it takes, and the function that makes its twin."""
 
+    name: str
     module: nn.Module
     sample: tuple[int, ...]
     classes: int
@@ -184,8 +185,11 @@ class Network:
 
 
 NETWORKS = {
-    "cnn": Network(SmallCNN(), (48, 48, 3), 10, small_cnn_twin),
-    "resnet": Network(ResNet50(), (224, 224, 3), 1000, resnet50_twin),
-    "mlp": Network(Perceptron(), (30,), 2, perceptron_twin),
-    "vit": Network(SmallViT(), (32, 32, 3), 10, small_vit_twin),
+    network.name: network
+    for network in (
+        Network("cnn", SmallCNN(), (48, 48, 3), 10, small_cnn_twin),
+        Network("resnet", ResNet50(), (224, 224, 3), 1000, resnet50_twin),
+        Network("mlp", Perceptron(), (30,), 2, perceptron_twin),
+        Network("vit", SmallViT(), (32, 32, 3), 10, small_vit_twin),
+    )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,15 @@ def flax_layer(network: Network, variables: Any) -> tf.keras.Model:
     return _model(network, tf.keras.layers.FlaxLayer(network.module, variables=variables))
 
 
+def torch_wrapper(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the network of PyTorch in Xplique's wrapper, which makes all of TensorFlow eager."""
+    from xplique.wrappers import TorchWrapper
+
+    from benchmarks.torch_networks import TORCH_NETWORKS
+
+    return TorchWrapper(TORCH_NETWORKS[network.name]().eval(), "cpu")
+
+
 TOOLS: dict[str, Callable[[Network, Any], tf.keras.Model]] = {
     "xplique_flax": wrapped,
     "native Keras": native_keras,
@@ -60,6 +70,9 @@ TOOLS: dict[str, Callable[[Network, Any], tf.keras.Model]] = {
     "FlaxLayer": flax_layer,
     "eager": eager,
 }
+if importlib.util.find_spec("torch"):
+    TOOLS["TorchWrapper"] = torch_wrapper
+NEED_EAGER = ("eager", "TorchWrapper")
 
 
 class _Called(tf.keras.layers.Layer):
