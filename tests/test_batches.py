@@ -11,7 +11,7 @@ from xplique.attributions import IntegratedGradients, Occlusion, Rise, Saliency
 from tests.architectures import ARCHITECTURES, digits, make_pair
 from tests.equality_table import largest_difference
 from xplique_flax import FlaxWrapper, batches
-from xplique_flax.samples import bytes_per_sample
+from xplique_flax.samples import cost_per_sample
 
 IMAGES, TARGETS = digits(24)
 
@@ -135,14 +135,14 @@ def test_rise_ends_with_a_rest_that_is_padded(wrapped):
 
 
 def independent(function, sample=(6,)):
-    return bytes_per_sample(function, 0.0, sample) is not None
+    return cost_per_sample(function, 0.0, sample) is not None
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_samples_of_usual_models_are_independent(name):
     pair = make_pair(name)
     core = pair.wrapped._fused
-    assert bytes_per_sample(core.function, core.leaves(), pair.inputs.shape[1:])
+    assert cost_per_sample(core.function, core.leaves(), pair.inputs.shape[1:])
 
 
 def batch_norm(_, x):

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from .samples import Cost
+
 Shape = tuple[int, ...]
 
 # Bytes that the operations of a model write, which stand for time and memory alike. More than that
 # at once leaves the processor's cache: a gradient then takes up to twice as long.
 _AT_ONCE = 64e6
 _FEWEST = 4
-# About what a compilation costs. Padding may waste as much for each size.
-_COMPILATION = 5e9
+# About what it costs to compile one operation. Padding may waste as much for each size.
+_COMPILATION = 1e7
 
 
 class Batches:
@@ -27,24 +29,24 @@ class Batches:
 
     Parameters
     ----------
-    bytes_per_sample
-        Returns for the shape of a sample how many bytes are written for each, or ``None`` if the
-        samples depend on each other.
+    cost_per_sample
+        Returns for the shape of a sample what each costs, or ``None`` if the samples depend on
+        each other.
     split
         Whether to run large batches in equal pieces.
     """
 
     def __init__(
-        self, bytes_per_sample: Callable[[Shape], float | None], split: bool = False
+        self, cost_per_sample: Callable[[Shape], Cost | None], split: bool = False
     ) -> None:
-        self._bytes_per_sample = bytes_per_sample
+        self._cost_per_sample = cost_per_sample
         self._split = split
         self._compiled: dict[tuple[Shape, ...], set[int]] = {}
         self._wasted: dict[tuple[tuple[Shape, ...], int], float] = {}
 
     def of_pullback(self) -> Batches:
         """Return the same for the function's gradient."""
-        return Batches(self._bytes_per_sample, split=True)
+        return Batches(self._cost_per_sample, split=True)
 
     def run(self, function: Callable[..., tuple], arrays: Sequence[Any]) -> Sequence[Any]:
         """Call the function with arrays whose first axis is the batch."""
@@ -68,19 +70,19 @@ class Batches:
         compiled = self._compiled.setdefault(key, set())
         if number == 0 or (number in compiled and not self._split):
             return 1, number
-        cost = self._bytes_per_sample(key[0]) if compiled or self._split else None
+        cost = self._cost_per_sample(key[0]) if compiled or self._split else None
         if cost is None:
             compiled.add(number)
             return 1, number
         pieces = 1
         if self._split:
-            pieces = math.ceil(number / max(_FEWEST, _AT_ONCE // cost))
+            pieces = math.ceil(number / max(_FEWEST, _AT_ONCE // cost.written))
         return pieces, self._size(compiled, key, math.ceil(number / pieces), cost)
 
-    def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: float) -> int:
+    def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)
-        wasted = self._wasted.get((key, wanted), 0) + (size - wanted) * cost
-        if wasted > _COMPILATION:
+        wasted = self._wasted.get((key, wanted), 0) + (size - wanted) * cost.written
+        if wasted > cost.operations * _COMPILATION:
             size = wanted
         self._wasted[key, wanted] = wasted
         compiled.add(size)

@@ -17,7 +17,7 @@ from .checks import checked_inputs
 from .graph import Graph, ModelFunction
 from .outputs import checked_output
 from .release import CacheEntry
-from .samples import bytes_per_sample
+from .samples import Cost, cost_per_sample
 
 
 class FusedModel:
@@ -37,9 +37,9 @@ class FusedModel:
         self.hidden = {} if graph is None else graph.hidden
         self.cache_entry = cache_entry
         self._variables = variables
-        self._bytes: dict[tuple[int, ...], float | None] = {}
+        self._costs: dict[tuple[int, ...], Cost | None] = {}
         self.compiled = compiled or JaxFunction(
-            self._forward, [True], [True], Batches(self._bytes_per_sample)
+            self._forward, [True], [True], Batches(self._cost_per_sample)
         )
         self._bridge = Bridge(self.compiled, self._leaves_of_call)
         self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
@@ -61,10 +61,10 @@ class FusedModel:
             return (jnp.zeros((0, *self._shape_for(leaves, inputs.shape[1:]))),)
         return (self.function(leaves, inputs),)
 
-    def _bytes_per_sample(self, sample: tuple[int, ...]) -> float | None:
-        if sample not in self._bytes:
-            self._bytes[sample] = bytes_per_sample(self.function, self.function.leaves, sample)
-        return self._bytes[sample]
+    def _cost_per_sample(self, sample: tuple[int, ...]) -> Cost | None:
+        if sample not in self._costs:
+            self._costs[sample] = cost_per_sample(self.function, self.function.leaves, sample)
+        return self._costs[sample]
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int, ...]:
         with self.compiled.mesh():

@@ -6,7 +6,7 @@ A batch of independent samples may be padded, split, and spread over devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,18 @@ class _Mixed(Exception):
     """Something depends on more than one sample, or on the place of a sample in the batch."""
 
 
-def bytes_per_sample(
+class Cost(NamedTuple):
+    """What a function costs."""
+
+    written: float
+    """Bytes that its operations write for each sample."""
+    operations: int
+
+
+def cost_per_sample(
     function: Callable[..., Any], parameters: Any, sample: tuple[int, ...]
-) -> float | None:
-    """Return how many bytes the operations of a function write for each sample.
+) -> Cost | None:
+    """Return what a function costs for each sample.
 
     It is ``None`` unless each sample's output is the same in whatever batch the sample is. The
     operations tell: whatever depends on the inputs must have the batch as one of its axes, along
@@ -40,7 +48,7 @@ def bytes_per_sample(
         _follow(closed.jaxpr, [False] * (len(closed.jaxpr.invars) - 1) + [True])
     except Exception:  # the function may also fail for a batch of this size
         return None
-    return _bytes_written(closed.jaxpr) / _PROBE
+    return Cost(_bytes_written(closed.jaxpr) / _PROBE, _operations(closed.jaxpr))
 
 
 def _bytes_written(jaxpr: core.Jaxpr) -> int:
@@ -53,6 +61,16 @@ def _bytes_written(jaxpr: core.Jaxpr) -> int:
             avals: list[Any] = [variable.aval for variable in eqn.outvars]
             total += sum(a.size * a.dtype.itemsize for a in avals if _batch_axes(a))
     return total
+
+
+def _operations(jaxpr: core.Jaxpr) -> int:
+    return sum(
+        1
+        + sum(
+            _operations(getattr(each, "jaxpr", each)) for each in core.jaxprs_in_params(eqn.params)
+        )
+        for eqn in _live(jaxpr)
+    )
 
 
 def _follow(jaxpr: core.Jaxpr, arguments: Sequence[bool]) -> list[bool]:
