@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -24,6 +25,7 @@ from mkdocs_jupyter.plugin import NotebookFile
 TOOLS = Path(__file__).parent
 sys.path.insert(0, str(TOOLS.parent))  # MkDocs loads this file as a module that has no package
 
+from docs_tools.benchmark import with_benchmark  # noqa: E402
 from docs_tools.blocks import PageError  # noqa: E402
 from docs_tools.docstrings import (  # noqa: E402
     ExecuteExamples,
@@ -139,6 +141,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         executed = session.execute(document, folder)
     except PageError as error:
         executed = _shown(error)
+    text, drawn = with_benchmark(executed.markdown, session.root, folder)
+    executed = replace(executed, markdown=text, figures={**executed.figures, **drawn})
     executed_pages[src_uri] = executed
     for figure, content in executed.figures.items():
         _add_file(FIGURES + figure, content, config, files)

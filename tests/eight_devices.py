@@ -12,6 +12,7 @@ from xplique.attributions import GradCAM, GuidedBackprop, Occlusion, Saliency
 from tests.architectures import digits
 from tests.equality_table import largest_difference
 from xplique_flax import FlaxWrapper
+from xplique_flax.devices import Devices
 
 IMAGES, TARGETS = digits(5)
 SHAPE = IMAGES.shape[1:]
@@ -145,3 +146,67 @@ def test_other_parameters_of_another_place(parameters):
     other = jax.tree.map(lambda leaf: np.asarray(leaf) * 1.5, parameters)
     again = wrapped.with_parameters(shard(other, MESH))
     same_explanations(again, other)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Note on how many devices each batch is, and how many samples are on each."""
+    found = []
+    spread = Devices.spread
+
+    def noted(devices, array):
+        result = spread(devices, array)
+        shards = result.addressable_shards
+        found.append((len({shard.device for shard in shards}), shards[0].data.shape[0]))
+        return result
+
+    monkeypatch.setattr(Devices, "spread", noted)
+    return found
+
+
+def test_batches_are_spread_over_devices(parameters, calls):
+    wrapped = FlaxWrapper(Net(), parameters, input_shape=SHAPE, devices=jax.devices())
+    same_explanations(wrapped, parameters)
+    assert calls and {count for count, _ in calls} == {8}
+    calls.clear()
+    assert largest_difference(wrapped(IMAGES[:3]), Net().apply(parameters, IMAGES[:3])) < 1e-5
+    assert calls == [(8, 1)]
+
+
+def test_other_parameters_are_spread_too(parameters, calls):
+    wrapped = FlaxWrapper(Net(), parameters, input_shape=SHAPE, devices=jax.devices()[2:5])
+    other = jax.tree.map(lambda leaf: np.asarray(leaf) * 1.5, parameters)
+    again = wrapped.with_parameters(other)
+    assert all(len(leaf.sharding.device_set) == 3 for leaf in again._fused.leaves())
+    same_explanations(again, other)
+    assert {count for count, _ in calls} == {3}
+    again.set_weights(wrapped.get_weights())
+    same_explanations(again, parameters)
+
+
+def test_dependent_samples_are_not_spread(calls):
+    def centered(x):
+        return (x - x.mean(0)).reshape(len(x), -1)[:, :10] ** 2
+
+    wrapped = FlaxWrapper.from_function(centered, devices=jax.devices())
+    assert largest_difference(wrapped(IMAGES), centered(IMAGES)) < 1e-6
+    assert calls == []
+
+
+def test_spread_batches_of_many_sizes_compile_one(parameters):
+    wrapped = FlaxWrapper(Net(), parameters, devices=jax.devices())
+    for number in range(1, 6):
+        wrapped(IMAGES[:number])
+    assert wrapped._fused.compiled.jitted._cache_size() == 1
+
+
+def test_devices_of_a_mesh_that_is_set(parameters):
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match=r"`devices` is \[.*a mesh is set"):
+        FlaxWrapper(Net(), parameters, devices=jax.devices())
+
+
+def test_devices_of_other_processes(parameters, monkeypatch):
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match=r"`devices` is .* belong to other processes.*Accepted"):
+        FlaxWrapper(Net(), parameters, devices=devices)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -839,3 +840,21 @@ def test_parameters_are_set_outside_of_graphs(params):
     with raises_outside as error:
         assign()
     message(error, "outside of it")
+
+
+@pytest.mark.parametrize(
+    ("devices", "error"),
+    [
+        (jax.devices()[0], TypeError),
+        ("all", TypeError),
+        ([0, 1], TypeError),
+        ([], ValueError),
+        (jax.devices()[:1] * 2, ValueError),
+    ],
+)
+def test_devices_that_are_none(devices, error):
+    accepted = r"Accepted is a list of different devices of this process.*jax\.local_devices\(\)"
+    with pytest.raises(error, match=rf"(?s)`devices` is {re.escape(repr(devices))}\. {accepted}"):
+        FlaxWrapper(nn.Dense(3), {}, devices=devices)
+    with pytest.raises(error, match=accepted):
+        FlaxWrapper.from_function(lambda x: x, devices=devices)

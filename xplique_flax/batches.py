@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .devices import Devices
 from .samples import Cost
 
 Shape = tuple[int, ...]
@@ -32,26 +33,35 @@ class Batches:
     cost_per_sample
         Returns for the shape of a sample what each costs, or ``None`` if the samples depend on
         each other.
+    devices
+        Devices to spread batches over, where samples do not depend on each other.
     split
         Whether to run large batches in equal pieces.
     """
 
     def __init__(
-        self, cost_per_sample: Callable[[Shape], Cost | None], split: bool = False
+        self,
+        cost_per_sample: Callable[[Shape], Cost | None],
+        devices: Devices | None = None,
+        split: bool = False,
     ) -> None:
         self._cost_per_sample = cost_per_sample
+        self._devices = devices
+        self._count = devices.count if devices else 1
         self._split = split
         self._compiled: dict[tuple[Shape, ...], set[int]] = {}
         self._wasted: dict[tuple[tuple[Shape, ...], int], float] = {}
 
     def of_pullback(self) -> Batches:
         """Return the same for the function's gradient."""
-        return Batches(self._cost_per_sample, split=True)
+        return Batches(self._cost_per_sample, self._devices, split=True)
 
     def run(self, function: Callable[..., tuple], arrays: Sequence[Any]) -> Sequence[Any]:
         """Call the function with arrays whose first axis is the batch."""
         number = len(arrays[0])
         key = tuple(array.shape[1:] for array in arrays)
+        if self._devices and number and self._cost_per_sample(key[0]) is not None:
+            function = _spreading(function, self._devices)
         pieces, size = self._pieces(key, number)
         missing = pieces * size - number
         padded = [_padded(array, missing) for array in arrays] if missing else arrays
@@ -70,14 +80,16 @@ class Batches:
         compiled = self._compiled.setdefault(key, set())
         if number == 0 or (number in compiled and not self._split):
             return 1, number
-        cost = self._cost_per_sample(key[0]) if compiled or self._split else None
+        uses_cost = compiled or self._split or self._devices
+        cost = self._cost_per_sample(key[0]) if uses_cost else None
         if cost is None:
             compiled.add(number)
             return 1, number
         pieces = 1
         if self._split:
-            pieces = math.ceil(number / max(_FEWEST, _AT_ONCE // cost.written))
-        return pieces, self._size(compiled, key, math.ceil(number / pieces), cost)
+            pieces = math.ceil(number / (max(_FEWEST, _AT_ONCE // cost.written) * self._count))
+        wanted = math.ceil(number / pieces / self._count) * self._count
+        return pieces, self._size(compiled, key, wanted, cost)
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)
@@ -87,6 +99,10 @@ class Batches:
         self._wasted[key, wanted] = wasted
         compiled.add(size)
         return size
+
+
+def _spreading(function: Callable[..., tuple], devices: Devices) -> Callable[..., tuple]:
+    return lambda *arrays: function(*map(devices.spread, arrays))
 
 
 def _padded(array: Any, missing: int) -> np.ndarray:

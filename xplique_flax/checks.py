@@ -16,6 +16,7 @@ import tensorflow as tf
 from flax import nnx
 from flax.training.train_state import TrainState
 
+from .devices import Devices
 from .graph import UNUSED, Graph, Value
 
 OFF_WHEN_TRUE = ("deterministic", "use_running_average")
@@ -147,6 +148,33 @@ def check_devices(leaves: Sequence[jax.Array], names: Sequence[str]) -> None:
                     f"`parameters`: {first[0]} is on {_ids(first[1])}, and {name} on "
                     f"{_ids(devices)}. {wanted}jax.device_get(parameters)."
                 )
+
+
+def checked_devices(devices: Any) -> Devices | None:
+    """Return the devices to spread batches over."""
+    if devices is None:
+        return None
+    wanted = (
+        "Accepted is a list of different devices of this process, all of one kind, such as "
+        "jax.local_devices(), or None."
+    )
+    if not isinstance(devices, list | tuple) or not all(
+        isinstance(device, jax.Device) for device in devices
+    ):
+        raise TypeError(f"`devices` is {devices!r}. {wanted}")
+    platforms = {device.platform for device in devices}
+    if len(platforms) != 1 or len(set(devices)) < len(devices):
+        raise ValueError(f"`devices` is {devices!r}. {wanted}")
+    if any(device.process_index != jax.process_index() for device in devices):
+        raise ValueError(
+            f"`devices` is {devices!r}, of which some belong to other processes. {wanted}"
+        )
+    if not jax.sharding.get_mesh().empty:
+        raise ValueError(
+            f"`devices` is {devices!r}, but a mesh is set: {jax.sharding.get_mesh()}. Accepted is "
+            "one of them. Wrap the model outside of jax.set_mesh(), or leave `devices` out."
+        )
+    return Devices(devices)
 
 
 def _ids(devices: set) -> str:

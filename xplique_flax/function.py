@@ -18,6 +18,7 @@ from .checks import (
     checked_preprocess,
     is_array,
 )
+from .devices import Devices
 from .outputs import Output, Select, checked_output
 
 
@@ -44,6 +45,7 @@ class WrappedFunction:
     """
 
     argument = "flax_module"
+    devices: Devices | None = None
 
     def __init__(
         self,
@@ -61,6 +63,11 @@ class WrappedFunction:
         self.leaves = [jnp.array(leaf) for _, leaf in paths]
         self.leaf_names = [_name(path) for path, _ in paths]
         check_devices(self.leaves, self.leaf_names)
+
+    def spread_over(self, devices: Devices) -> None:
+        """Hold the parameters on each of several devices, over which batches are spread."""
+        self.devices = devices
+        self.leaves = [devices.replicated(leaf) for leaf in self.leaves]
 
     def apply(self, parameters: Any, inputs: Any) -> Any:
         """Return what the model returns, for its pytree of parameters."""
@@ -90,6 +97,8 @@ class WrappedFunction:
         check_same_parameters(leaves, structure, self.leaves, self._structure, self.leaf_names)
         other = copy.copy(self)
         other.leaves = [jnp.array(leaf) for leaf in leaves]
+        if self.devices:
+            other.spread_over(self.devices)
         check_devices(other.leaves, self.leaf_names)
         return other
 

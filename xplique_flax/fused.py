@@ -39,7 +39,7 @@ class FusedModel:
         self._variables = variables
         self._costs: dict[tuple[int, ...], Cost | None] = {}
         self.compiled = compiled or JaxFunction(
-            self._forward, [True], [True], Batches(self._cost_per_sample)
+            self._forward, [True], [True], Batches(self._cost_per_sample, function.devices)
         )
         self._bridge = Bridge(self.compiled, self._leaves_of_call)
         self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
@@ -102,6 +102,7 @@ class _Part:
         self._whole = core.function
         self.leaves = core.leaves()
         self.leaf_names = core.function.leaf_names
+        self.devices = core.function.devices
         self.name = name
 
     def with_parameters(self, parameters: Any) -> Any:

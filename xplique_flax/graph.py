@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from .bridge import JaxFunction
+from .devices import Devices
 from .jaxprs import convolution_ranks, inline, is_convolution, operation_name
 from .trace import MODEL_INPUT, Ref, Slice, Trace
 
@@ -73,6 +74,7 @@ class ModelFunction(Protocol):
     name: str
     leaves: list[Any]
     leaf_names: list[str]
+    devices: Devices | None
 
     def __call__(self, leaves: Sequence[Any], inputs: Any) -> Any:
         """Return the explained output."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+import jax
 import keras
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,7 @@ from .checks import (
     check_module,
     check_not_bypassed,
     check_not_training,
+    checked_devices,
     checked_input_shape,
     no_such_layer,
     parameters_of_state,
@@ -78,6 +80,10 @@ class FlaxWrapper(keras.Model):
     eval_mode : bool, optional
         For NNX: whether the model is explained in evaluation mode, whatever mode it is in, which
         is the default. With False it is explained as it is, and updates of its state are dropped.
+    devices : sequence of jax.Device, optional
+        Devices of this process to spread each batch over, such as ``jax.devices()``. Each holds all
+        parameters, and batches are padded to a multiple of their number. Methods that look inside
+        the model, and models whose samples depend on each other, compute all on each device.
 
     Raises
     ------
@@ -146,8 +152,10 @@ class FlaxWrapper(keras.Model):
         output: Output | None = None,
         preprocess: Callable | None = None,
         eval_mode: bool | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
         shape = checked_input_shape(input_shape)
+        spread = checked_devices(devices)
         check_module(flax_module)
         check_eval_mode(eval_mode)
         function: WrappedFunction
@@ -168,6 +176,8 @@ class FlaxWrapper(keras.Model):
             function = LinenFunction(
                 flax_module, parameters, apply_kwargs, method, rngs, output, preprocess
             )
+        if spread:
+            function.spread_over(spread)
         self._assemble(function, shape)
         self._check_no_batch_dimension(function, shape)
 
@@ -180,6 +190,7 @@ class FlaxWrapper(keras.Model):
         input_shape: Sequence[int] | None = None,
         output: Output | None = None,
         preprocess: Callable | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> FlaxWrapper:
         """Wrap a function of JAX, or a model of another library.
 
@@ -190,7 +201,7 @@ class FlaxWrapper(keras.Model):
             It gets float32 arrays of shape (N, ...), and returns the outputs, with the batch first.
         parameters : pytree, optional
             What the function needs besides the inputs. What is no array in it is constant.
-        input_shape, output, preprocess
+        input_shape, output, preprocess, devices
             As for `FlaxWrapper`. Layers are what the function names with
             ``jax.ad_checkpoint.checkpoint_name``, its ReLUs, and what lies between them.
 
@@ -225,7 +236,11 @@ class FlaxWrapper(keras.Model):
         ```
         """
         shape = checked_input_shape(input_shape)
-        return cls._made(PlainFunction(function, parameters, output, preprocess), shape)
+        spread = checked_devices(devices)
+        wrapped = PlainFunction(function, parameters, output, preprocess)
+        if spread:
+            wrapped.spread_over(spread)
+        return cls._made(wrapped, shape)
 
     @classmethod
     def from_train_state(cls, flax_module: Any, state: Any, **kwargs: Any) -> FlaxWrapper:

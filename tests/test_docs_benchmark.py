@@ -1,0 +1,83 @@
+"""The page that shows what `make bench` measured."""
+
+import json
+
+import pytest
+
+from benchmarks.methods import INSIDE, METRICS, methods
+from benchmarks.networks import NETWORKS
+from docs_tools.benchmark import GROUPS, NAMES, RESULTS, with_benchmark
+from tests.clean_environment import ROOT
+
+ROWS = {
+    "Saliency": {
+        "xplique_flax": 0.02,
+        "native Keras": 0.01,
+        "jax2tf": 0.08,
+        "in model calls": 0.006,
+        "pure JAX": 0.004,
+    },
+    "GradCAM": {"xplique_flax": 0.03, "native Keras": 0.06},
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    file = tmp_path / RESULTS
+    file.parent.mkdir()
+    results = {"machine": {"cores": "2"}, "networks": {"cnn": ROWS}}
+    file.write_text(json.dumps(results), "utf-8")
+    return tmp_path
+
+
+def test_tables_show_ratios(root):
+    markdown, figures = with_benchmark("Before\n\n<!-- benchmark: tables -->\n", root, "")
+    assert figures == {}
+    assert markdown.splitlines() == [
+        "Before",
+        "",
+        "### Small convolutional network",
+        "",
+        "| Method | ms | native Keras | jax2tf | in model calls, to pure JAX |",
+        "| :-- | --: | --: | --: | --: |",
+        "| Saliency | 20 | 2.00 | 0.25 | 1.50 |",
+        "| GradCAM | 30 | 0.50 | – | – |",
+    ]
+
+
+def test_machine(root):
+    markdown, _ = with_benchmark("<!-- benchmark: machine -->", root, "")
+    assert markdown == "| | |\n| :-- | :-- |\n| cores | 2 |"
+
+
+def test_figure_has_a_dark_twin(root):
+    markdown, figures = with_benchmark("<!-- benchmark: figure -->", root, "../figures/")
+    assert len(set(figures.values())) == len(figures) == 2
+    assert all(content.startswith(b"\x89PNG") for content in figures.values())
+    for name in figures:
+        assert f"](../figures/{name}#only-" in markdown
+
+
+def test_other_pages_stay_as_they_are(tmp_path):
+    assert with_benchmark("# Page\n", tmp_path, "") == ("# Page\n", {})
+
+
+def test_unknown_part_is_refused(root):
+    with pytest.raises(ValueError, match="no benchmark 'tabels'"):
+        with_benchmark("<!-- benchmark: tabels -->", root, "")
+
+
+def test_every_method_is_in_a_group():
+    grouped = " ".join(GROUPS.values()).split()
+    assert sorted(grouped) == sorted(methods((8, 8, 1), 8))
+    assert set(GROUPS["Inner layers"].split()) == set(INSIDE)
+    assert set(GROUPS["Metrics"].split()) == set(METRICS)
+    assert set(NAMES) == set(NETWORKS)
+
+
+def test_published_results_have_every_tool():
+    results = json.loads((ROOT / RESULTS).read_text("utf-8"))
+    wanted = {"xplique_flax", "native Keras", "jax2tf", "FlaxLayer", "eager", "TorchWrapper"}
+    for rows in results["networks"].values():
+        for method, row in rows.items():
+            assert method in INSIDE or wanted <= set(row)
