@@ -47,7 +47,7 @@ def test_tables_show_ratios(root):
 
 def test_machine(root):
     markdown, _ = with_benchmark("<!-- benchmark: machine -->", root, "")
-    assert markdown == "| | |\n| :-- | :-- |\n| cores | 2 |"
+    assert markdown == "| What | Value |\n| :-- | :-- |\n| cores | 2 |"
 
 
 def test_figure_has_a_dark_twin(root):
