@@ -60,7 +60,9 @@ def with_benchmark(markdown: str, root: Path, folder: str) -> tuple[str, dict[st
 
 
 def _machine(machine: Mapping[str, str]) -> str:
-    return "\n".join(["| What | Value |", "| :-- | :-- |", *(f"| {k} | {v} |" for k, v in machine.items())])
+    return "\n".join(
+        ["| What | Value |", "| :-- | :-- |", *(f"| {k} | {v} |" for k, v in machine.items())]
+    )
 
 
 def _others(rows: Rows) -> list[str]:
