@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from xplique.attributions import IntegratedGradients, Occlusion, Rise, Saliency
+from xplique.attributions import (
+    DeconvNet,
+    GradCAM,
+    GradCAMPP,
+    GuidedBackprop,
+    IntegratedGradients,
+    Occlusion,
+    Rise,
+    Saliency,
+)
 
 from tests.architectures import ARCHITECTURES, digits, make_pair
 from tests.equality_table import largest_difference
@@ -60,6 +69,32 @@ def test_a_rest_and_a_second_explainer_compile_nothing(wrapped):
         Saliency(wrapped, batch_size=8)(IMAGES[:number], TARGETS[:number])
         IntegratedGradients(wrapped, steps=5, batch_size=16)(IMAGES[:number], TARGETS[:number])
     assert compiled_sizes(wrapped) == before
+
+
+@pytest.mark.parametrize("method", [GradCAM, GradCAMPP, GuidedBackprop, DeconvNet])
+def test_parts_between_watched_layers_are_compiled_at_most_twice(method):
+    compiled = []
+
+    def note(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    wrapped = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
+    method(wrapped, batch_size=8)(IMAGES[:21], TARGETS[:21])
+    functions = [bridge._function for bridge in wrapped._sections._bridges.values()]
+    functions += wrapped._fused.graph._functions.values()
+    assert functions
+    for function in functions:
+        assert function.jitted._cache_size() <= 2
+        assert function.pullback.jitted._cache_size() <= 2
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        method(wrapped, batch_size=8)(IMAGES[3:], TARGETS[3:])
+        assert compiled == []
+        method(wrapped, batch_size=7)(IMAGES[:14], TARGETS[:14])
+        assert compiled != []
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def test_padded_batch_has_the_outputs_and_gradients_of_its_samples(wrapped):
