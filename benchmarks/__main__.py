@@ -8,7 +8,6 @@ import os
 import platform
 import time
 import warnings
-from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +19,11 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.alone import time_alone
 from benchmarks.methods import INSIDE, Explain, methods
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.recorded import PureJax, recorded
-from benchmarks.tools import NEED_EAGER, TOOLS
+from benchmarks.tools import TOOLS, as_needed_by
 
 PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
 if find_spec("torch"):
@@ -45,12 +45,17 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     tf.get_logger().setLevel("ERROR")
-    results: dict[str, Any] = {"machine": machine(), "networks": {}}
+    results: dict[str, Any] = {"machine": machine(), "networks": {}, "alone": {}}
     print(json.dumps(results["machine"], indent=2))
     for name in options.networks:
         print(f"\n{name}: seconds of {', '.join(TOOLS)}; in model calls, in pure JAX", flush=True)
         rows = time_network(NETWORKS[name], *WORK[name], options.methods, options.rounds)
         results["networks"][name] = rows
+        print(f"{name}: first calls, and peak memory", flush=True)
+        results["alone"][name] = time_alone(name, list(TOOLS), *WORK[name])
+        for method, found in results["alone"][name].items():
+            shown = [f"{each['seconds']:.2f} s {each['MB']:.0f} MB" for each in found.values()]
+            print(f"{method:24}", ", ".join(shown), flush=True)
         options.to.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
@@ -129,16 +134,6 @@ def time_method(
                 found["in model calls"].append(sum(batch.seconds for batch in batches))
                 found["pure JAX"].append(_timed(lambda batches=batches: pure.run(batches)))
     return {name: float(np.median(values)) for name, values in found.items()}
-
-
-@contextmanager
-def as_needed_by(tool: str) -> Any:
-    """Make TensorFlow eager for the wrappers that need it, and only for them."""
-    tf.config.run_functions_eagerly(tool in NEED_EAGER)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 main()

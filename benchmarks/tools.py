@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -73,6 +74,16 @@ TOOLS: dict[str, Callable[[Network, Any], tf.keras.Model]] = {
 if importlib.util.find_spec("torch"):
     TOOLS["TorchWrapper"] = torch_wrapper
 NEED_EAGER = ("eager", "TorchWrapper")
+
+
+@contextmanager
+def as_needed_by(tool: str) -> Any:
+    """Make TensorFlow eager for the wrappers that need it, and only for them."""
+    tf.config.run_functions_eagerly(tool in NEED_EAGER)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 class _Called(tf.keras.layers.Layer):

@@ -1,0 +1,89 @@
+"""First calls and peak memory: each tool explains in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+METHODS = ("Saliency", "IntegratedGradients", "Rise")
+PURE_JAX = "pure JAX"
+
+
+def time_alone(network: str, tools: list[str], number: int, samples: int) -> dict[str, Any]:
+    """Return for each method and tool the seconds of the first call, and the peak memory in MB."""
+    rows: dict[str, Any] = {}
+    for method in METHODS:
+        rows[method] = {}
+        shapes: Any = None
+        for tool in [*tools, PURE_JAX]:
+            task = {
+                "network": network,
+                "tool": tool,
+                "method": method,
+                "number": number,
+                "samples": samples,
+                "shapes": shapes,
+            }
+            command = [sys.executable, "-m", "benchmarks.alone", json.dumps(task)]
+            run = subprocess.run(command, check=True, capture_output=True, text=True)
+            found = json.loads(run.stdout.splitlines()[-1])
+            shapes = found.pop("shapes", shapes)
+            rows[method][tool] = found
+    return rows
+
+
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Explain once with one tool."""
+    import numpy as np
+
+    from benchmarks.methods import methods
+    from benchmarks.networks import NETWORKS
+    from benchmarks.recorded import Batch, PureJax, recorded
+    from benchmarks.tools import TOOLS, as_needed_by
+
+    network = NETWORKS[task["network"]]
+    variables = network.variables()
+    tool, number = task["tool"], task["number"]
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(number, *network.sample)).astype("float32")
+    targets = np.eye(network.classes, dtype="float32")[np.arange(number) % network.classes]
+    if tool == PURE_JAX:
+        pure = PureJax(network.module, variables)
+        batches = [
+            Batch([generator.normal(size=shape).astype("float32") for shape in shapes], 0)
+            for shapes in task["shapes"]
+        ]
+        return _first(lambda: pure.run(batches))
+    prepare = methods(network.sample, task["samples"])[task["method"]]
+    model = TOOLS[tool](network, variables)
+    with as_needed_by(tool):
+        call = prepare(model, inputs, targets)
+        found = _first(call)
+    if tool == "xplique_flax":
+        with recorded(call) as batches:
+            pass
+        found["shapes"] = [[array.shape for array in batch.arrays] for batch in batches]
+    return found
+
+
+def _first(call: Any) -> dict[str, Any]:
+    Path("/proc/self/clear_refs").write_text("5")  # which forgets the peak so far
+    before = _memory("VmRSS")
+    start = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "MB": _memory("VmHWM") - before}
+
+
+def _memory(name: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(measure(json.loads(sys.argv[1]))))
