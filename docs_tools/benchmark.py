@@ -50,6 +50,10 @@ def with_benchmark(markdown: str, root: Path, folder: str) -> tuple[str, dict[st
             return "\n\n".join(
                 f"### {NAMES[name]}\n\n{_table(rows)}" for name, rows in results["networks"].items()
             )
+        if match[1] == "first_calls":
+            return "\n\n".join(
+                f"{NAMES[name]}:\n\n{_first_calls(rows)}" for name, rows in results["alone"].items()
+            )
         if match[1] == "figure":
             for page, ink in INKS.items():
                 figures[f"benchmark-{page}.png"] = _drawn(results["networks"], ink)
@@ -79,6 +83,15 @@ def _table(rows: Rows) -> str:
         ratios.append(row[MODEL] / row[JAX] if JAX in row else None)
         shown = ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         lines.append(_line([method, f"{row[OURS] * 1e3:.3g}", *shown]))
+    return "\n".join(lines)
+
+
+def _first_calls(rows: Mapping[str, Mapping[str, Row]]) -> str:
+    tools = list(next(iter(rows.values())))
+    lines = [_line(["Method", *tools]), _line([":--", *["--:"] * len(tools)])]
+    for method, row in rows.items():
+        cells = [f"{row[tool]['seconds']:.2f} s, {row[tool]['MB']:.0f} MB" for tool in tools]
+        lines.append(_line([method, *cells]))
     return "\n".join(lines)
 
 

@@ -25,7 +25,8 @@ ROWS = {
 def root(tmp_path):
     file = tmp_path / RESULTS
     file.parent.mkdir()
-    results = {"machine": {"cores": "2"}, "networks": {"cnn": ROWS}}
+    alone = {"cnn": {"Rise": {"xplique_flax": {"seconds": 1.234, "MB": 56.7}}}}
+    results = {"machine": {"cores": "2"}, "networks": {"cnn": ROWS}, "alone": alone}
     file.write_text(json.dumps(results), "utf-8")
     return tmp_path
 
@@ -42,6 +43,17 @@ def test_tables_show_ratios(root):
         "| :-- | --: | --: | --: | --: |",
         "| Saliency | 20 | 2.00 | 0.25 | 1.50 |",
         "| GradCAM | 30 | 0.50 | – | – |",
+    ]
+
+
+def test_first_calls(root):
+    markdown, _ = with_benchmark("<!-- benchmark: first_calls -->", root, "")
+    assert markdown.splitlines() == [
+        "Small convolutional network:",
+        "",
+        "| Method | xplique_flax |",
+        "| :-- | --: |",
+        "| Rise | 1.23 s, 57 MB |",
     ]
 
 
