@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import time
 import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,9 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.alone import time_alone
+from benchmarks.growth import time_growth
 from benchmarks.methods import INSIDE, Explain, methods
 from benchmarks.networks import NETWORKS, Network
-from benchmarks.recorded import PureJax, recorded
+from benchmarks.recorded import PureJax, recorded, timed
 from benchmarks.tools import TOOLS, as_needed_by
 
 PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--methods", nargs="*", help="names of methods; by default all")
     parser.add_argument("--rounds", type=int, default=5, help="calls that the median is of")
+    parser.add_argument("--alone", nargs="*", default=list(NETWORKS), help="for first calls")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -51,12 +52,16 @@ def main() -> None:
         print(f"\n{name}: seconds of {', '.join(TOOLS)}; in model calls, in pure JAX", flush=True)
         rows = time_network(NETWORKS[name], *WORK[name], options.methods, options.rounds)
         results["networks"][name] = rows
-        print(f"{name}: first calls, and peak memory", flush=True)
-        results["alone"][name] = time_alone(name, list(TOOLS), *WORK[name])
-        for method, found in results["alone"][name].items():
-            shown = [f"{each['seconds']:.2f} s {each['MB']:.0f} MB" for each in found.values()]
-            print(f"{method:24}", ", ".join(shown), flush=True)
+        if name in options.alone:
+            print(f"{name}: first calls, and peak memory", flush=True)
+            results["alone"][name] = time_alone(name, list(TOOLS), *WORK[name])
+            for method, found in results["alone"][name].items():
+                shown = [f"{each['seconds']:.2f} s {each['MB']:.0f} MB" for each in found.values()]
+                print(f"{method:24}", ", ".join(shown), flush=True)
         options.to.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    print("\nHow the time of the small convolutional network grows, in seconds", flush=True)
+    results["growth"] = time_growth(options.rounds)
+    options.to.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 def machine() -> dict[str, str]:
@@ -72,19 +77,9 @@ def machine() -> dict[str, str]:
 def _matrix_product(size: int = 2048) -> float:
     matrix = jax.numpy.ones((size, size))
     multiply = jax.jit(jax.numpy.matmul)
-    return 2 * size**3 / np.median(times(lambda: multiply(matrix, matrix), 5)) / 1e9
-
-
-def times(call: Explain, rounds: int) -> list[float]:
-    """Return how long each call takes, after a first one, in seconds."""
-    jax.block_until_ready(call())
-    return [_timed(call) for _ in range(rounds)]
-
-
-def _timed(call: Explain) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
+    return (
+        2 * size**3 / np.median([timed(lambda: multiply(matrix, matrix)) for _ in range(9)]) / 1e9
+    )
 
 
 def time_network(
@@ -118,21 +113,23 @@ def time_method(
     found: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         with as_needed_by(name):
-            _timed(call)
+            timed(call)
     if not inside:
         with recorded(calls["xplique_flax"]) as batches:
             pure.run(batches)
         found |= {"in model calls": [], "pure JAX": []}
     with as_needed_by("xplique_flax"):
-        quick = _timed(calls["xplique_flax"])
+        quick = timed(calls["xplique_flax"])
+    order = list(calls)
     for _ in range(max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / quick)))):
-        for name, call in calls.items():
+        order = [*order[1:], order[0]]  # each tool follows each other one
+        for name in order:
             with as_needed_by(name):
-                found[name].append(_timed(call))
+                found[name].append(timed(calls[name]))
         if not inside:
             with recorded(calls["xplique_flax"]) as batches:
                 found["in model calls"].append(sum(batch.seconds for batch in batches))
-                found["pure JAX"].append(_timed(lambda batches=batches: pure.run(batches)))
+                found["pure JAX"].append(timed(lambda batches=batches: pure.run(batches)))
     return {name: float(np.median(values)) for name, values in found.items()}
 
 

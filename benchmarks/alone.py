@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-METHODS = ("Saliency", "IntegratedGradients", "Rise")
+# The arguments of each: one batch of all samples shows whether memory grows with them.
+METHODS: dict[str, dict[str, Any]] = {
+    "Saliency": {},
+    "IntegratedGradients": {"batch_size": None},
+    "Rise": {},
+}
 PURE_JAX = "pure JAX"
 
 
@@ -59,7 +64,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             for shapes in task["shapes"]
         ]
         return _first(lambda: pure.run(batches))
-    prepare = methods(network.sample, task["samples"])[task["method"]]
+    method = task["method"]
+    prepare = methods(network.sample, task["samples"], **METHODS[method])[method]
     model = TOOLS[tool](network, variables)
     with as_needed_by(tool):
         call = prepare(model, inputs, targets)

@@ -26,8 +26,11 @@ INSIDE = ("GradCAM", "GradCAMPP", "FEM", "GuidedBackprop", "DeconvNet")
 OF_IMAGES = ("GradCAM", "GradCAMPP", "FEM", "SobolAttributionMethod", "HsicAttributionMethod")
 
 
-def methods(sample: tuple[int, ...], samples: int) -> dict[str, Method]:
-    """Return the methods that explain samples of a shape, with so many model calls for each."""
+def methods(sample: tuple[int, ...], samples: int, **common: Any) -> dict[str, Method]:
+    """Return the methods that explain samples of a shape, with so many model calls for each.
+
+    The further arguments are those that all explainers take, such as `batch_size`.
+    """
     is_image = len(sample) == 3
     patch: Any = sample[0] // 6 if is_image else 1
     power = 2 ** round(np.log2(samples / 8))  # Sobol draws a design of powers of two
@@ -45,7 +48,7 @@ def methods(sample: tuple[int, ...], samples: int) -> dict[str, Method]:
     }
     names = GRADIENTS + PERTURBATIONS + SURROGATES + INSIDE
     found = {
-        name: _explained_by(getattr(attributions, name), arguments.get(name, {}))
+        name: _explained_by(getattr(attributions, name), common | arguments.get(name, {}))
         for name in names
         if is_image or name not in OF_IMAGES
     }

@@ -30,8 +30,8 @@ class SmallCNN(nn.Module):
         return nn.Dense(10, name="logits")(x.mean((1, 2)))
 
 
-def small_cnn_twin() -> K.Model:
-    x = inputs = K.Input((48, 48, 3))
+def small_cnn_twin(size: int = 48) -> K.Model:
+    x = inputs = K.Input((size, size, 3))
     for stage, features in enumerate((32, 64, 128)):
         for i in range(2):
             x = L.Conv2D(features, 3, padding="same", name=f"conv_{stage}_{i}")(x)

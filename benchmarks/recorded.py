@@ -21,6 +21,13 @@ class Batch(NamedTuple):
     seconds: float
 
 
+def timed(call: Callable[[], Any]) -> float:
+    """Return how many seconds a call takes."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
 @contextmanager
 def recorded(call: Callable[[], Any]) -> Iterator[list[Batch]]:
     """Explain once, and give the model calls that were needed, in order."""

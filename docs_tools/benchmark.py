@@ -54,6 +54,10 @@ def with_benchmark(markdown: str, root: Path, folder: str) -> tuple[str, dict[st
             return "\n\n".join(
                 f"{NAMES[name]}:\n\n{_first_calls(rows)}" for name, rows in results["alone"].items()
             )
+        if match[1] == "growth":
+            return "\n\n".join(
+                f"{what}:\n\n{_growth(rows)}" for what, rows in results["growth"].items()
+            )
         if match[1] == "figure":
             for page, ink in INKS.items():
                 figures[f"benchmark-{page}.png"] = _drawn(results["networks"], ink)
@@ -92,6 +96,14 @@ def _first_calls(rows: Mapping[str, Mapping[str, Row]]) -> str:
     for method, row in rows.items():
         cells = [f"{row[tool]['seconds']:.2f} s, {row[tool]['MB']:.0f} MB" for tool in tools]
         lines.append(_line([method, *cells]))
+    return "\n".join(lines)
+
+
+def _growth(rows: Rows) -> str:
+    tools = list(next(iter(rows.values())))
+    lines = [_line(["Size", *tools]), _line(["--:"] * (len(tools) + 1))]
+    for size, row in rows.items():
+        lines.append(_line([size, *(f"{row[tool] * 1e3:.3g} ms" for tool in tools)]))
     return "\n".join(lines)
 
 

@@ -197,7 +197,7 @@ def test_spread_batches_of_many_sizes_compile_one(parameters):
     wrapped = FlaxWrapper(Net(), parameters, devices=jax.devices())
     for number in range(1, 6):
         wrapped(IMAGES[:number])
-    assert wrapped._fused.compiled.jitted._cache_size() == 1
+    assert wrapped._fused.compiled.jitted.compilations == 1
 
 
 def test_devices_of_a_mesh_that_is_set(parameters):

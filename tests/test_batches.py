@@ -49,7 +49,7 @@ def wrapped():
 def compiled_sizes(wrapped):
     """Return for how many batch sizes XLA has compiled the model, and its gradient."""
     forward = wrapped._fused.compiled
-    return forward.jitted._cache_size(), forward.pullback.jitted._cache_size()
+    return forward.jitted.compilations, forward.pullback.jitted.compilations
 
 
 @pytest.mark.parametrize("number", [5, 8, 11, 15, 16, 24])
@@ -85,8 +85,8 @@ def test_parts_between_watched_layers_are_compiled_at_most_twice(method):
     functions += wrapped._fused.graph._functions.values()
     assert functions
     for function in functions:
-        assert function.jitted._cache_size() <= 2
-        assert function.pullback.jitted._cache_size() <= 2
+        assert function.jitted.compilations <= 2
+        assert function.pullback.jitted.compilations <= 2
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
         method(wrapped, batch_size=8)(IMAGES[3:], TARGETS[3:])
@@ -124,12 +124,35 @@ def test_size_that_wastes_much_is_compiled(wrapped, monkeypatch):
 
 def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch):
     whole = Saliency(wrapped)(IMAGES[:22], TARGETS[:22])
-    monkeypatch.setattr(batches, "_AT_ONCE", 1)
+    monkeypatch.setattr(batches, "_WRITTEN", 1)
     other = FlaxWrapper(Net(), PARAMETERS)
     traced.clear()
     pieces = Saliency(other)(IMAGES[:22], TARGETS[:22])
     assert 22 not in traced and 4 in traced
     assert largest_difference(pieces, whole) < 1e-6
+
+
+def test_forward_pass_that_needs_much_memory_is_computed_in_pieces(wrapped, monkeypatch):
+    whole = FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22])
+    # What is alive at most is what the pooling reads, of 8 x 8 x 6, and its result: for 8 samples.
+    monkeypatch.setattr(batches, "_ALIVE", 8 * 4 * (8 * 8 * 6 + 4 * 4 * 6))
+    traced.clear()
+    assert largest_difference(wrapped(IMAGES[:22]), whole) < 1e-6
+    assert 22 not in traced and 8 in traced
+
+
+@pytest.mark.parametrize(
+    ("function", "alive"),
+    [
+        (lambda _, x: x + 1, 24),
+        (lambda _, x: jnp.sin(x) * 2 - 1, 24),  # in the same place
+        (lambda _, x: jnp.exp(jnp.concatenate([x, x], 1)).sum(1), 48 + 4),
+        (lambda _, x: jnp.sin(x) + jnp.cos(x), 48),
+        (lambda _, x: jax.jit(jnp.sin)(jnp.cos(x)), 24),
+    ],
+)
+def test_bytes_that_are_alive_at_once(function, alive):
+    assert cost_per_sample(function, 0.0, (6,)).alive == alive
 
 
 def test_batch_is_left_alone_where_samples_depend_on_each_other():

@@ -1,5 +1,8 @@
 """What is computed in another way on a CPU is the same."""
 
+import gc
+from unittest import mock
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,8 +14,13 @@ from xplique_flax import cpu
 RNG = np.random.default_rng(0)
 
 
-def is_left_to_xla(jitted, *arguments):
-    return "select_and_scatter_add" in str(jitted.trace(*arguments).jaxpr)
+def is_left_to_xla(primitive, compiled, *arrays):
+    """Return whether a primitive is in what is given to XLA."""
+    compiled(None, *arrays)
+    calls = mock.Mock(wraps=compiled._jitted)
+    with mock.patch.object(compiled, "_jitted", calls):
+        compiled(None, *arrays)
+    return f" {primitive}[" in str(compiled._jitted.trace(*calls.call_args.args).jaxpr)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -36,11 +44,11 @@ def test_gradient_of_max_pooling_goes_to_the_first_maximum(window, strides, padd
 
     upstream = jnp.array(RNG.normal(size=pool(images).shape), dtype)
 
-    def gradient(x, upstream):
+    def gradient(_, x, upstream):
         return jax.vjp(pool, x)[1](upstream)[0]
 
-    expected = jax.jit(gradient)(images, upstream)
-    given = cpu.compiled(gradient)(images, upstream)
+    expected = jax.jit(gradient)(None, images, upstream)
+    given = cpu.Compiled(gradient)(None, images, upstream)
     assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
     # Where windows overlap, sums may be taken in another order.
     tolerance = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
@@ -49,27 +57,128 @@ def test_gradient_of_max_pooling_goes_to_the_first_maximum(window, strides, padd
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"),
+    [((2, 2), (2, 2), "VALID"), ((3, 3), (2, 2), ((1, 1), (0, 1))), ((2, 3), (1, 2), "SAME")],
+)
+def test_max_pooling_is_the_same(window, strides, padding, dtype):
+    images = jnp.array(RNG.normal(size=(2, 9, 10, 3)), dtype).at[0, 3, 4].set(jnp.nan)
+
+    def pool(_, x):
+        return nn.max_pool(x, window, strides, padding)
+
+    compiled = cpu.Compiled(pool)
+    assert not is_left_to_xla("reduce_window_max", compiled, images)
+    given, expected = (np.asarray(f(None, images), "float32") for f in (compiled, pool))
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: nn.max_pool(x, (6, 6)),
+        lambda x: jax.lax.reduce_window(
+            x, -np.inf, jax.lax.max, (1, 2, 2, 1), (1,) * 4, "VALID", window_dilation=(1, 2, 1, 1)
+        ),
+        lambda x: jax.lax.reduce_window(
+            x.astype(int), np.iinfo("int32").min, jax.lax.max, (1, 2, 2, 1), (1,) * 4, "VALID"
+        ),
+    ],
+    ids=["large", "dilated", "integers"],
+)
+def test_other_pooling_is_left_to_xla(pool):
+    images = jnp.array(RNG.normal(size=(2, 6, 6, 1)), "float32")
+    compiled = cpu.Compiled(lambda _, x: pool(x))
+    assert is_left_to_xla("reduce_window_max", compiled, images)
+    np.testing.assert_array_equal(compiled(None, images), pool(images))
+
+
+def test_gradient_of_large_windows_is_left_to_xla():
+    def gradient(_, x):
+        return jax.grad(lambda y: nn.max_pool(y, (6, 6)).sum())(x)
+
+    images = jnp.array(RNG.normal(size=(2, 6, 6, 1)), "float32")
+    compiled = cpu.Compiled(gradient)
+    assert is_left_to_xla("select_and_scatter_add", compiled, images)
+    np.testing.assert_array_equal(compiled(None, images), gradient(None, images))
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
 def test_max_pooling_is_found_inside_of_calls(wrap):
     pool = wrap(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
 
-    def gradient(x):
+    def gradient(_, x):
         return jax.grad(lambda y: (pool(y) ** 2).sum())(x)
 
     images = jnp.array(RNG.normal(size=(2, 4, 4, 1)), "float32")
-    assert is_left_to_xla(jax.jit(gradient), images)
-    assert not is_left_to_xla(cpu.compiled(gradient), images)
-    np.testing.assert_allclose(cpu.compiled(gradient)(images), gradient(images), rtol=1e-6)
+    compiled = cpu.Compiled(gradient)
+    assert not is_left_to_xla("select_and_scatter_add", compiled, images)
+    np.testing.assert_allclose(compiled(None, images), gradient(None, images), rtol=1e-6)
 
 
 def test_nothing_is_replaced_on_other_devices(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
-    def gradient(x):
+    def gradient(_, x):
         return jax.grad(lambda y: (nn.max_pool(y, (2, 2), (2, 2)) ** 2).sum())(x)
 
     images = np.ones((2, 4, 4, 1), "float32")
-    assert is_left_to_xla(cpu.compiled(gradient), images)
+    assert is_left_to_xla("select_and_scatter_add", cpu.Compiled(gradient), images)
+
+
+CONVOLUTIONS = {
+    "plain": nn.Conv(5, (3, 3)),
+    "strided": nn.Conv(5, (3, 2), (2, 1)),
+    "pointwise": nn.Conv(5, (1, 1), (2, 2), "VALID"),
+    "dilated": nn.Conv(5, (3, 3), kernel_dilation=2),
+    "transposed": nn.ConvTranspose(5, (3, 3), (2, 2)),
+    "grouped": nn.Conv(6, (3, 3), feature_group_count=3),
+    "half": nn.Conv(5, (3, 3), dtype="bfloat16"),
+    "in time": nn.Conv(5, (3,)),
+}
+FLIPPED = {"plain", "strided", "pointwise", "dilated", "transposed", "in time"}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_kernels_are_flipped_once_and_gradients_are_the_same(name):
+    module = CONVOLUTIONS[name]
+    images = jnp.array(RNG.normal(size=(2, 7, 3) if name == "in time" else (2, 7, 8, 3)), "float32")
+    parameters = module.init(jax.random.key(0), images)
+
+    def gradient(parameters, x):
+        return jax.grad(lambda y: (module.apply(parameters, y) ** 2).sum())(x)
+
+    compiled = cpu.Compiled(gradient)
+    first = compiled(parameters, images)
+    kernel = parameters["params"]["kernel"]
+    kept = [key for key in cpu._kept if key[0] == id(kernel)]
+    assert len(kept) == (name in FLIPPED)
+    again = compiled(parameters, images[:1])
+    assert [key for key in cpu._kept if key[0] == id(kernel)] == kept
+    tolerance = 0.05 if name == "half" else 1e-4
+    expected = jax.jit(gradient)(parameters, images)
+    np.testing.assert_allclose(first, expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(again, expected[:1], rtol=tolerance, atol=tolerance)
+
+
+def test_flipped_kernels_follow_the_parameters_and_leave_with_them():
+    module, images = nn.Conv(5, (3, 3)), np.ones((1, 6, 6, 2), "float32")
+
+    def gradient(parameters, x):
+        return jax.grad(lambda y: module.apply(parameters, y).sum())(x)
+
+    compiled = cpu.Compiled(gradient)
+    before = len(cpu._kept)
+    for seed in range(3):
+        parameters = module.init(jax.random.key(seed), images)
+        given = compiled(parameters, images)
+        np.testing.assert_allclose(given, gradient(parameters, images), rtol=1e-5, atol=1e-6)
+    assert len(cpu._kept) <= before + 3
+    del parameters
+    gc.collect()
+    assert len(cpu._kept) <= before
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
@@ -77,6 +186,6 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     cpu._known_options.cache_clear()
     try:
         assert cpu._known_options() == {}
-        assert cpu.compiled(lambda x: x + 1)(1.0) == 2
+        assert cpu.Compiled(lambda _, x: x + 1)(None, np.float32(1)) == 2
     finally:
         cpu._known_options.cache_clear()

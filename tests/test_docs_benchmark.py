@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.growth import GROWN
 from benchmarks.methods import INSIDE, METRICS, methods
 from benchmarks.networks import NETWORKS
 from docs_tools.benchmark import GROUPS, NAMES, RESULTS, with_benchmark
@@ -26,7 +27,9 @@ def root(tmp_path):
     file = tmp_path / RESULTS
     file.parent.mkdir()
     alone = {"cnn": {"Rise": {"xplique_flax": {"seconds": 1.234, "MB": 56.7}}}}
+    growth = {"Saliency, images": {"4": {"xplique_flax": 0.0123}, "16": {"xplique_flax": 0.05}}}
     results = {"machine": {"cores": "2"}, "networks": {"cnn": ROWS}, "alone": alone}
+    results["growth"] = growth
     file.write_text(json.dumps(results), "utf-8")
     return tmp_path
 
@@ -54,6 +57,18 @@ def test_first_calls(root):
         "| Method | xplique_flax |",
         "| :-- | --: |",
         "| Rise | 1.23 s, 57 MB |",
+    ]
+
+
+def test_growth(root):
+    markdown, _ = with_benchmark("<!-- benchmark: growth -->", root, "")
+    assert markdown.splitlines() == [
+        "Saliency, images:",
+        "",
+        "| Size | xplique_flax |",
+        "| --: | --: |",
+        "| 4 | 12.3 ms |",
+        "| 16 | 50 ms |",
     ]
 
 
@@ -90,6 +105,9 @@ def test_every_method_is_in_a_group():
 def test_published_results_have_every_tool():
     results = json.loads((ROOT / RESULTS).read_text("utf-8"))
     wanted = {"xplique_flax", "native Keras", "jax2tf", "FlaxLayer", "eager", "TorchWrapper"}
+    assert set(results["networks"]) == set(NETWORKS)
+    assert {"cnn", "resnet"} <= set(results["alone"])
+    assert set(results["growth"]) == set(GROWN)
     for rows in results["networks"].values():
         for method, row in rows.items():
             assert method in INSIDE or wanted <= set(row)

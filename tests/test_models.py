@@ -430,10 +430,10 @@ class TestWithParameters:
         other = jax.tree.map(lambda leaf: leaf * 1.5, variables)
         wrapped = FlaxWrapper(Small(), variables, input_shape=SHAPE)
         before = wrapped(IMAGES).numpy()
-        compiled = wrapped._fused.compiled.jitted._cache_size()
+        compiled = wrapped._fused.compiled.jitted.compilations
         again = wrapped.with_parameters(other)
         same(again(IMAGES), Small().apply(other, IMAGES))
-        assert again._fused.compiled.jitted._cache_size() == compiled
+        assert again._fused.compiled.jitted.compilations == compiled
         np.testing.assert_array_equal(wrapped(IMAGES), before)
         new = FlaxWrapper(Small(), other, input_shape=SHAPE)
         for explainer in (Saliency, GradCAM, GuidedBackprop):

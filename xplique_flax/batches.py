@@ -13,9 +13,13 @@ from .samples import Cost
 
 Shape = tuple[int, ...]
 
-# Bytes that the operations of a model write, which stand for time and memory alike. More than that
-# at once leaves the processor's cache: a gradient then takes up to twice as long.
-_AT_ONCE = 64e6
+# Bytes that may be alive at once in a forward pass. XLA asks for all of its memory in one piece at
+# each call, and the C library has the system map and clear pieces of more than 32 MiB anew each
+# time: a pass then takes up to half as long again. XLA needs up to twice what is alive.
+_ALIVE = 20e6
+# Bytes that the operations of the forward pass may write where a gradient is computed, for the same
+# reason: most of them have to be kept. Large models need more than that for a single sample.
+_WRITTEN = 64e6
 _FEWEST = 4
 # About what it costs to compile one operation. Padding may waste as much for each size.
 _COMPILATION = 1e7
@@ -25,8 +29,8 @@ class Batches:
     """The batch sizes that a function is compiled for, and those that batches are run in.
 
     A batch that is smaller than one that the function was compiled for is padded to its size, for
-    as long as that costs less than to compile the function again. If samples depend on each other,
-    each batch is run as it is.
+    as long as that costs less than to compile the function again. A batch that needs much memory is
+    run in equal pieces. If samples depend on each other, each batch is run as it is.
 
     Parameters
     ----------
@@ -35,26 +39,26 @@ class Batches:
         each other.
     devices
         Devices to spread batches over, where samples do not depend on each other.
-    split
-        Whether to run large batches in equal pieces.
+    of_pullback
+        Whether the function is a pullback, which keeps most of what the forward pass computes.
     """
 
     def __init__(
         self,
         cost_per_sample: Callable[[Shape], Cost | None],
         devices: Devices | None = None,
-        split: bool = False,
+        of_pullback: bool = False,
     ) -> None:
         self._cost_per_sample = cost_per_sample
         self._devices = devices
         self._count = devices.count if devices else 1
-        self._split = split
+        self._of_pullback = of_pullback
         self._compiled: dict[tuple[Shape, ...], set[int]] = {}
         self._wasted: dict[tuple[tuple[Shape, ...], int], float] = {}
 
     def of_pullback(self) -> Batches:
         """Return the same for the function's gradient."""
-        return Batches(self._cost_per_sample, self._devices, split=True)
+        return Batches(self._cost_per_sample, self._devices, of_pullback=True)
 
     def run(self, function: Callable[..., tuple], arrays: Sequence[Any]) -> Sequence[Any]:
         """Call the function with arrays whose first axis is the batch."""
@@ -78,18 +82,19 @@ class Batches:
     def _pieces(self, key: tuple[Shape, ...], number: int) -> tuple[int, int]:
         """Return into how many pieces of which size to split a batch."""
         compiled = self._compiled.setdefault(key, set())
-        if number == 0 or (number in compiled and not self._split):
-            return 1, number
-        uses_cost = compiled or self._split or self._devices
-        cost = self._cost_per_sample(key[0]) if uses_cost else None
+        is_alone = number == 1 and not compiled and not self._devices
+        cost = self._cost_per_sample(key[0]) if number and not is_alone else None
         if cost is None:
             compiled.add(number)
             return 1, number
-        pieces = 1
-        if self._split:
-            pieces = math.ceil(number / (max(_FEWEST, _AT_ONCE // cost.written) * self._count))
+        pieces = math.ceil(number / (self._at_once(cost) * self._count))
         wanted = math.ceil(number / pieces / self._count) * self._count
         return pieces, self._size(compiled, key, wanted, cost)
+
+    def _at_once(self, cost: Cost) -> int:
+        if self._of_pullback:
+            return int(max(_FEWEST, _WRITTEN // cost.written))
+        return int(max(1, _ALIVE // cost.alive))
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)

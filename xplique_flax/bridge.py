@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from .batches import Batches
-from .cpu import compiled
+from .cpu import Compiled
 
 Parameters = Any  # any pytree of arrays
 Spec = tuple[list[int | None] | None, tf.DType]
@@ -49,7 +49,7 @@ class JaxFunction:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._batches = batches
-        self.jitted = compiled(function)
+        self.jitted = Compiled(function)
         self._pullback: JaxFunction | None = None
         self._lock = threading.Lock()
 

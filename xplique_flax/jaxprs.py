@@ -108,8 +108,37 @@ def _bind(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence[Any]) -> list[
     return jax.core.eval_jaxpr(single, (), *bound.values())
 
 
+def flipped_kernels(jaxpr: core.Jaxpr, count: int) -> dict[Any, tuple[int, tuple[int, ...]]]:
+    """Return the kernels that convolutions read backwards, as their gradients do.
+
+    They are variables that are nothing but one of the first arguments with some axes reversed.
+
+    Parameters
+    ----------
+    jaxpr
+        The jaxpr; what is inside of its calls is left out.
+    count
+        How many arguments to look for.
+
+    Returns
+    -------
+    found
+        For each variable the argument's number, and the axes.
+    """
+    numbers = {variable: i for i, variable in enumerate(jaxpr.invars[:count])}
+    kernels = {e.invars[1] for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"}
+    return {
+        eqn.outvars[0]: (numbers[eqn.invars[0]], eqn.params["dimensions"])
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "rev" and eqn.outvars[0] in kernels and eqn.invars[0] in numbers
+    }
+
+
 def substitute(
-    closed: core.ClosedJaxpr, substitutes: Mapping[str, Callable], arguments: Sequence[Any]
+    closed: core.ClosedJaxpr,
+    substitutes: Mapping[str, Callable],
+    arguments: Sequence[Any],
+    known: Mapping[Any, Any],
 ) -> list[Any]:
     """Evaluate a jaxpr with other functions in the place of some primitives.
 
@@ -118,26 +147,34 @@ def substitute(
     closed
         The jaxpr.
     substitutes
-        Functions of a primitive's operands and parameters, by the primitive's name. They are used
-        outside of loops and branches.
+        Functions of a primitive's operands and parameters, by the primitive's name, which return
+        ``NotImplemented`` for what stays as it is. They are used outside of loops and branches.
     arguments
         The arguments of the jaxpr.
+    known
+        Variables whose values are known already.
     """
     jaxpr = closed.jaxpr
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
+    env |= known
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
+        if known and eqn.outvars[0] in known:
+            continue
         values = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
+        result = NotImplemented
         if name in substitutes:
-            results = [substitutes[name](*values, **eqn.params)]
+            result = substitutes[name](*values, **eqn.params)
+        if result is not NotImplemented:
+            results = [result]
         elif name in _INLINED and any(
             e.primitive.name in substitutes for e in equations_within(eqn)
         ):
-            results = substitute(_called(eqn), substitutes, values)
+            results = substitute(_called(eqn), substitutes, values, {})
         else:
             results = _bind(jaxpr, eqn, values)
         env.update(zip(eqn.outvars, results, strict=True))

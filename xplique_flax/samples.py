@@ -30,6 +30,8 @@ class Cost(NamedTuple):
 
     written: float
     """Bytes that its operations write for each sample."""
+    alive: float
+    """Bytes of these that are needed at the same time, at most."""
     operations: int
 
 
@@ -48,29 +50,51 @@ def cost_per_sample(
         _follow(closed.jaxpr, [False] * (len(closed.jaxpr.invars) - 1) + [True])
     except Exception:  # the function may also fail for a batch of this size
         return None
-    return Cost(_bytes_written(closed.jaxpr) / _PROBE, _operations(closed.jaxpr))
+    written, alive = (count(closed.jaxpr) / _PROBE for count in (_bytes_written, _bytes_alive))
+    return Cost(written, alive, _operations(closed.jaxpr))
 
 
 def _bytes_written(jaxpr: core.Jaxpr) -> int:
     total = 0
     for eqn in _live(jaxpr):
-        inner = [getattr(each, "jaxpr", each) for each in core.jaxprs_in_params(eqn.params)]
+        inner = _inner(eqn)
         if inner:
             total += eqn.params.get("length", 1) * sum(map(_bytes_written, inner))
         else:
-            avals: list[Any] = [variable.aval for variable in eqn.outvars]
-            total += sum(a.size * a.dtype.itemsize for a in avals if _batch_axes(a))
+            total += sum(map(_bytes, eqn.outvars))
     return total
 
 
+def _bytes_alive(jaxpr: core.Jaxpr) -> int:
+    eqns = _live(jaxpr)
+    last_use = {v: i for i, eqn in enumerate(eqns) for v in only_variables(eqn.invars)}
+    last_use |= dict.fromkeys(only_variables(jaxpr.outvars), len(eqns))
+    dying: list[list[int]] = [[] for _ in range(len(eqns) + 1)]
+    for i, eqn in enumerate(eqns):
+        for variable in eqn.outvars:
+            dying[last_use.get(variable, i)].append(_bytes(variable))
+    now = most = 0
+    for eqn, freed in zip(eqns, dying, strict=False):
+        made = sum(map(_bytes, eqn.outvars))
+        # A result may take the place of an operand of its size.
+        added = 0 if made in freed else made
+        within = [_bytes_alive(jaxpr) - sum(freed) for jaxpr in _inner(eqn)]
+        most = max(most, now + max([added, *within]))
+        now += made - sum(freed)
+    return most
+
+
+def _bytes(variable: Any) -> int:
+    aval = variable.aval
+    return aval.size * aval.dtype.itemsize if _batch_axes(aval) else 0
+
+
+def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    return [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in core.jaxprs_in_params(eqn.params)]
+
+
 def _operations(jaxpr: core.Jaxpr) -> int:
-    return sum(
-        1
-        + sum(
-            _operations(getattr(each, "jaxpr", each)) for each in core.jaxprs_in_params(eqn.params)
-        )
-        for eqn in _live(jaxpr)
-    )
+    return sum(1 + sum(map(_operations, _inner(eqn))) for eqn in _live(jaxpr))
 
 
 def _follow(jaxpr: core.Jaxpr, arguments: Sequence[bool]) -> list[bool]:
@@ -107,7 +131,7 @@ def _follow_equation(eqn: core.JaxprEqn, marks: list[bool]) -> list[bool]:
         raise _Mixed
     if name in ("iota", "random_bits") and _batch_axes(eqn.outvars[0].aval):
         raise _Mixed
-    inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in core.jaxprs_in_params(eqn.params)]
+    inner = _inner(eqn)
     if name in _CALLS:
         return _follow(inner[0], marks)
     if not any(marks):
