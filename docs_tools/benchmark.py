@@ -86,7 +86,7 @@ def _table(rows: Rows) -> str:
         ratios = [row[OURS] / row[name] if name in row else None for name in others]
         ratios.append(row[MODEL] / row[JAX] if JAX in row else None)
         shown = ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        lines.append(_line([method, f"{row[OURS] * 1e3:.3g}", *shown]))
+        lines.append(_line([method, _milliseconds(row[OURS]), *shown]))
     return "\n".join(lines)
 
 
@@ -94,7 +94,8 @@ def _first_calls(rows: Mapping[str, Mapping[str, Row]]) -> str:
     tools = list(next(iter(rows.values())))
     lines = [_line(["Method", *tools]), _line([":--", *["--:"] * len(tools)])]
     for method, row in rows.items():
-        cells = [f"{row[tool]['seconds']:.2f} s, {row[tool]['MB']:.0f} MB" for tool in tools]
+        found = [row[tool] for tool in tools]
+        cells = [f"{each['seconds']:.2f}&nbsp;s<br>{each['MB']:.0f}&nbsp;MB" for each in found]
         lines.append(_line([method, *cells]))
     return "\n".join(lines)
 
@@ -103,8 +104,12 @@ def _growth(rows: Rows) -> str:
     tools = list(next(iter(rows.values())))
     lines = [_line(["Size", *tools]), _line(["--:"] * (len(tools) + 1))]
     for size, row in rows.items():
-        lines.append(_line([size, *(f"{row[tool] * 1e3:.3g} ms" for tool in tools)]))
+        lines.append(_line([size, *(_milliseconds(row[tool]) for tool in tools)]))
     return "\n".join(lines)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.{0 if seconds >= 0.1 else 1}f}"
 
 
 def _line(cells: list[str]) -> str:

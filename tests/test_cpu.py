@@ -163,6 +163,20 @@ def test_kernels_are_flipped_once_and_gradients_are_the_same(name):
     np.testing.assert_allclose(again, expected[:1], rtol=tolerance, atol=tolerance)
 
 
+def test_operations_without_results_stay():
+    module, images, called = nn.Conv(5, (3, 3)), np.ones((1, 6, 6, 2), "float32"), []
+    parameters = module.init(jax.random.key(0), images)
+
+    def gradient(parameters, x):
+        jax.debug.callback(lambda: called.append(True))
+        return jax.grad(lambda y: module.apply(parameters, y).sum())(x)
+
+    given = cpu.Compiled(gradient)(parameters, images)
+    jax.effects_barrier()
+    assert called == [True]
+    np.testing.assert_allclose(given, gradient(parameters, images), rtol=1e-5, atol=1e-6)
+
+
 def test_flipped_kernels_follow_the_parameters_and_leave_with_them():
     module, images = nn.Conv(5, (3, 3)), np.ones((1, 6, 6, 2), "float32")
 

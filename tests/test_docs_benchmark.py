@@ -27,7 +27,7 @@ def root(tmp_path):
     file = tmp_path / RESULTS
     file.parent.mkdir()
     alone = {"cnn": {"Rise": {"xplique_flax": {"seconds": 1.234, "MB": 56.7}}}}
-    growth = {"Saliency, images": {"4": {"xplique_flax": 0.0123}, "16": {"xplique_flax": 0.05}}}
+    growth = {"Saliency, images": {"4": {"xplique_flax": 0.0123}, "16": {"xplique_flax": 2.5432}}}
     results = {"machine": {"cores": "2"}, "networks": {"cnn": ROWS}, "alone": alone}
     results["growth"] = growth
     file.write_text(json.dumps(results), "utf-8")
@@ -44,8 +44,8 @@ def test_tables_show_ratios(root):
         "",
         "| Method | ms | native Keras | jax2tf | in model calls, to pure JAX |",
         "| :-- | --: | --: | --: | --: |",
-        "| Saliency | 20 | 2.00 | 0.25 | 1.50 |",
-        "| GradCAM | 30 | 0.50 | – | – |",
+        "| Saliency | 20.0 | 2.00 | 0.25 | 1.50 |",
+        "| GradCAM | 30.0 | 0.50 | – | – |",
     ]
 
 
@@ -56,7 +56,7 @@ def test_first_calls(root):
         "",
         "| Method | xplique_flax |",
         "| :-- | --: |",
-        "| Rise | 1.23 s, 57 MB |",
+        "| Rise | 1.23&nbsp;s<br>57&nbsp;MB |",
     ]
 
 
@@ -67,8 +67,8 @@ def test_growth(root):
         "",
         "| Size | xplique_flax |",
         "| --: | --: |",
-        "| 4 | 12.3 ms |",
-        "| 16 | 50 ms |",
+        "| 4 | 12.3 |",
+        "| 16 | 2543 |",
     ]
 
 
@@ -105,7 +105,7 @@ def test_every_method_is_in_a_group():
 def test_published_results_have_every_tool():
     results = json.loads((ROOT / RESULTS).read_text("utf-8"))
     wanted = {"xplique_flax", "native Keras", "jax2tf", "FlaxLayer", "eager", "TorchWrapper"}
-    assert set(results["alone"]) == set(results["networks"]) <= set(NETWORKS)
+    assert set(results["alone"]) <= set(results["networks"]) <= set(NETWORKS)
     assert set(results["growth"]) == set(GROWN)
     for rows in results["networks"].values():
         for method, row in rows.items():

@@ -162,7 +162,7 @@ def substitute(
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
-        if known and eqn.outvars[0] in known:
+        if not known.keys().isdisjoint(eqn.outvars):
             continue
         values = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
