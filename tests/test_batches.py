@@ -141,6 +141,14 @@ def test_forward_pass_that_needs_much_memory_is_computed_in_pieces(wrapped, monk
     assert 22 not in traced and 8 in traced
 
 
+def test_function_that_computes_nothing():
+    wrapped = FlaxWrapper.from_function(lambda x: x)
+    inputs = IMAGES.reshape(24, -1)
+    np.testing.assert_array_equal(wrapped(inputs), inputs)
+    targets = np.eye(64, dtype="float32")[:24]
+    np.testing.assert_array_equal(Saliency(wrapped)(inputs, targets), targets)
+
+
 @pytest.mark.parametrize(
     ("function", "alive"),
     [

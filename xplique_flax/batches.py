@@ -18,8 +18,9 @@ Shape = tuple[int, ...]
 # time: a pass then takes up to half as long again. XLA needs up to twice what is alive.
 _ALIVE = 20e6
 # Bytes that the operations of the forward pass may write where a gradient is computed, for the same
-# reason: most of them have to be kept. Large models need more than that for a single sample.
+# reason: most of them have to be kept.
 _WRITTEN = 64e6
+# How many samples are computed at once where a single one needs more than that.
 _FEWEST = 4
 # About what it costs to compile one operation. Padding may waste as much for each size.
 _COMPILATION = 1e7
@@ -92,9 +93,8 @@ class Batches:
         return pieces, self._size(compiled, key, wanted, cost)
 
     def _at_once(self, cost: Cost) -> int:
-        if self._of_pullback:
-            return int(max(_FEWEST, _WRITTEN // cost.written))
-        return int(max(1, _ALIVE // cost.alive))
+        limit, needed = (_WRITTEN, cost.written) if self._of_pullback else (_ALIVE, cost.alive)
+        return int(limit // max(1, needed)) or _FEWEST
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)
