@@ -57,7 +57,7 @@ lint: env ## Check style, format and types
 	$(BIN)/mypy
 	$(BIN)/zizmor --offline --pedantic --no-progress --quiet .github
 
-bench: env ## Time Xplique with this and other wrappers, for half an hour
+bench: env ## Time Xplique with this and other wrappers; it takes long
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: env ## Renew requirements-cpu.txt from pyproject.toml

@@ -77,9 +77,8 @@ def machine() -> dict[str, str]:
 def _matrix_product(size: int = 2048) -> float:
     matrix = jax.numpy.ones((size, size))
     multiply = jax.jit(jax.numpy.matmul)
-    return (
-        2 * size**3 / np.median([timed(lambda: multiply(matrix, matrix)) for _ in range(9)]) / 1e9
-    )
+    seconds = [timed(lambda: multiply(matrix, matrix)) for _ in range(9)]
+    return 2 * size**3 / float(np.median(seconds)) / 1e9
 
 
 def time_network(
@@ -87,9 +86,7 @@ def time_network(
 ) -> dict[str, Any]:
     """Return the times of each method with each tool."""
     variables = network.variables()
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(number, *network.sample)).astype("float32")
-    targets = np.eye(network.classes, dtype="float32")[np.arange(number) % network.classes]
+    inputs, targets = network.data(number)
     models = {name: make(network, variables) for name, make in TOOLS.items()}
     pure = PureJax(network.module, variables)
     rows = {}

@@ -41,8 +41,7 @@ def _medians(rounds: int, method: str, number: int, samples: int, side: int) -> 
         NETWORKS["cnn"], sample=(side, side, 3), make_twin=partial(small_cnn_twin, side)
     )
     variables = network.variables()
-    inputs = np.random.default_rng(0).normal(size=(number, *network.sample)).astype("float32")
-    targets = np.eye(network.classes, dtype="float32")[np.arange(number) % network.classes]
+    inputs, targets = network.data(number)
     prepare = methods(network.sample, samples)[method]
     calls = {name: prepare(TOOLS[name](network, variables), inputs, targets) for name in COMPARED}
     for call in calls.values():

@@ -178,6 +178,12 @@ class Network:
         inputs = np.zeros((1, *self.sample), "float32")
         return jax.jit(self.module.init)(jax.random.key(0), inputs)
 
+    def data(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw inputs, and give targets for them."""
+        inputs = np.random.default_rng(0).normal(size=(number, *self.sample))
+        classes = np.arange(number) % self.classes
+        return inputs.astype("float32"), np.eye(self.classes, dtype="float32")[classes]
+
     def twin(self, variables: Any) -> K.Model:
         twin = self.make_twin()
         copy_weights(variables, twin)
