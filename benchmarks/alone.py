@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import re
 import subprocess
@@ -75,6 +77,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first(call: Any) -> dict[str, Any]:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used without being counted
     Path("/proc/self/clear_refs").write_text("5")  # which forgets the peak so far
     before = _memory("VmRSS")
     start = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from flax import linen as nn
 
-from tests.architectures import copy_weights
+from tests.weights import copy_weights
 
 K = tf.keras
 L = tf.keras.layers

@@ -28,6 +28,8 @@ from sklearn.datasets import (
     load_wine,
 )
 
+from tests.weights import copy_weights
+
 K = tf.keras
 L = tf.keras.layers
 ops = tf.keras.ops
@@ -833,53 +835,6 @@ def give_random_parameters(module: nnx.Module) -> dict:
             getattr(holder, path[-1])[...] = array
             inner[path[-1]] = array
     return variables
-
-
-def _arrays(layer: K.layers.Layer, variables: Mapping[str, Any]) -> list[np.ndarray]:
-    """The arrays of the Flax module that a Keras layer is named after, in Keras's order."""
-    params = variables["params"]
-    stats = variables.get("batch_stats", {})
-    for name in layer.name.split("."):
-        if name.isdigit() and name not in params:  # of a stack of parameters
-            params, stats = jax.tree.map(lambda stack: stack[int(name)], (params, stats))  # noqa: B023
-        else:
-            params, stats = params[name], stats.get(name, {})
-    if isinstance(layer, L.MultiHeadAttention):
-        return [
-            params[part][kind]
-            for part in ("query", "key", "value", "out")
-            for kind in ("kernel", "bias")
-        ]
-    if isinstance(layer, L.LSTM):
-        kernels = [
-            np.concatenate([params[source + gate]["kernel"] for gate in "ifgo"], axis=-1)
-            for source in "ih"
-        ]
-        return [*kernels, np.concatenate([params["h" + gate]["bias"] for gate in "ifgo"])]
-    if isinstance(layer, L.Conv2DTranspose):
-        # Flax correlates by default where Keras convolves.
-        return [params["kernel"][::-1, ::-1].transpose(0, 1, 3, 2), params["bias"]]
-    if not isinstance(params, Mapping):
-        return [params]
-    order = ("kernel", "scale", "embedding", "bias")
-    return [params[kind] for kind in order if kind in params] + [
-        stats[kind] for kind in ("mean", "var") if kind in stats
-    ]
-
-
-def copy_weights(variables: Mapping[str, Any], twin: K.Model) -> None:
-    """Give a Keras model the weights of the Flax model that it is the twin of."""
-    for layer in twin.layers:
-        if layer.weights:
-            arrays = _arrays(layer, variables)
-            layer.set_weights(
-                [
-                    np.reshape(array, weight.shape)
-                    for array, weight in zip(arrays, layer.weights, strict=True)
-                ]
-            )
-    total = sum(np.size(leaf) for leaf in jax.tree_util.tree_leaves(variables))
-    assert twin.count_params() == total, "a parameter of the Flax model has no place in the twin"
 
 
 @dataclass

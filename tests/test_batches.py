@@ -18,6 +18,7 @@ from xplique.attributions import (
 )
 
 from tests.architectures import ARCHITECTURES, digits, make_pair
+from tests.compilations import compilations
 from tests.equality_table import largest_difference
 from xplique_flax import FlaxWrapper, batches
 from xplique_flax.samples import cost_per_sample
@@ -73,12 +74,6 @@ def test_a_rest_and_a_second_explainer_compile_nothing(wrapped):
 
 @pytest.mark.parametrize("method", [GradCAM, GradCAMPP, GuidedBackprop, DeconvNet])
 def test_parts_between_watched_layers_are_compiled_at_most_twice(method):
-    compiled = []
-
-    def note(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(duration)
-
     wrapped = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
     method(wrapped, batch_size=8)(IMAGES[:21], TARGETS[:21])
     functions = [bridge._function for bridge in wrapped._sections._bridges.values()]
@@ -87,14 +82,11 @@ def test_parts_between_watched_layers_are_compiled_at_most_twice(method):
     for function in functions:
         assert function.jitted.compilations <= 2
         assert function.pullback.jitted.compilations <= 2
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
+    with compilations() as compiled:
         method(wrapped, batch_size=8)(IMAGES[3:], TARGETS[3:])
         assert compiled == []
         method(wrapped, batch_size=7)(IMAGES[:14], TARGETS[:14])
         assert compiled != []
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def test_padded_batch_has_the_outputs_and_gradients_of_its_samples(wrapped):

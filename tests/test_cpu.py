@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compilations import compilations
 from xplique_flax import cpu
 
 RNG = np.random.default_rng(0)
@@ -193,6 +194,14 @@ def test_flipped_kernels_follow_the_parameters_and_leave_with_them():
     del parameters
     gc.collect()
     assert len(cpu._kept) <= before
+
+
+def test_kernel_is_flipped_without_compiling():
+    kernel = jnp.array(RNG.normal(size=(3, 2, 4, 5)), "float32")
+    with compilations() as seen:
+        flipped = cpu._flipped(kernel, (0, 1))
+    assert seen == []
+    np.testing.assert_array_equal(flipped, np.asarray(kernel)[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):

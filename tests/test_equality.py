@@ -12,7 +12,6 @@ from tests.architectures import (
     WITH_LAYERS_OF_CONVOLUTION,
     L,
     Pair,
-    copy_weights,
     digits,
     make_pair,
     plain_twin,
@@ -27,6 +26,7 @@ from tests.equality_table import (
     make_explainer,
     seed_everything,
 )
+from tests.weights import copy_weights
 from xplique_flax import FlaxWrapper
 
 WITHOUT_CONVOLUTION = (

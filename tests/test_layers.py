@@ -9,6 +9,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits, load_wine
 from xplique.attributions import FEM, DeconvNet, GradCAM, GuidedBackprop, Saliency
 
+from tests.compilations import compilations
 from xplique_flax import FlaxWrapper
 from xplique_flax.graph import Value
 from xplique_flax.layers import FlaxLayer, ReLU
@@ -534,17 +535,11 @@ class TestWeights:
         model, _ = wrap(Residual(), DIGITS)
         chain(model)(DIGITS)
         clone = tf.keras.models.clone_model(model)
-        compiled = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
-        )
-        try:
+        with compilations() as compiled:
             clone(DIGITS)
             assert not compiled
             clone(DIGITS[:3])
             assert compiled
-        finally:
-            jax.monitoring.clear_event_listeners()
 
 
 class TestReLUs:

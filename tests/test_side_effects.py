@@ -22,6 +22,7 @@ from xplique.attributions import (
 )
 from xplique.attributions.base import BlackBoxExplainer
 
+from tests.compilations import compilations
 from xplique_flax import FlaxWrapper
 from xplique_flax.release import CacheEntry
 
@@ -229,6 +230,13 @@ def test_settings_of_the_user_change_nothing(shape):
             rtol=1e-4,
             atol=1e-7,
         )
+
+
+def test_parameters_are_copied_without_compiling():
+    parameters = {"kernel": np.ones((7, 11), "float32"), "bias": jax.numpy.zeros(11)}
+    with compilations() as seen:
+        FlaxWrapper(lambda p, x: x @ p["kernel"] + p["bias"], parameters, input_shape=(7,))
+    assert seen == []
 
 
 @pytest.mark.parametrize("shape", [None, (13,)])

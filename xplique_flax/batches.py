@@ -83,6 +83,8 @@ class Batches:
     def _pieces(self, key: tuple[Shape, ...], number: int) -> tuple[int, int]:
         """Return into how many pieces of which size to split a batch."""
         compiled = self._compiled.setdefault(key, set())
+        if number in compiled:
+            return 1, number
         is_alone = number == 1 and not compiled and not self._devices
         cost = self._cost_per_sample(key[0]) if number and not is_alone else None
         if cost is None:

@@ -59,8 +59,8 @@ class WrappedFunction:
         self._select = Select(output)
         self._preprocess = checked_preprocess(preprocess)
         paths, self._structure = jax.tree.flatten_with_path(parameters)
-        # Copies: a training step that donates its arguments takes the originals' memory away.
-        self.leaves = [jnp.array(leaf) for _, leaf in paths]
+        # A training step that donates its arguments takes the originals' memory away.
+        self.leaves = _copied([leaf for _, leaf in paths])
         self.leaf_names = [_name(path) for path, _ in paths]
         check_devices(self.leaves, self.leaf_names)
 
@@ -96,7 +96,7 @@ class WrappedFunction:
         leaves, structure = jax.tree.flatten(self.arrays_of(parameters))
         check_same_parameters(leaves, structure, self.leaves, self._structure, self.leaf_names)
         other = copy.copy(self)
-        other.leaves = [jnp.array(leaf) for leaf in leaves]
+        other.leaves = _copied(leaves)
         if self.devices:
             other.spread_over(self.devices)
         check_devices(other.leaves, self.leaf_names)
@@ -174,6 +174,11 @@ class WrappedFunction:
                 "dimension? `input_shape` is the shape of one sample, without it."
             )
         return text
+
+
+def _copied(leaves: Sequence[Any]) -> list[Any]:
+    """Copy arrays onto the device, without compiling an operation for each shape."""
+    return [jax.device_put(leaf, may_alias=False) for leaf in leaves]
 
 
 def _name(path: tuple) -> str:

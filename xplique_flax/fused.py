@@ -66,7 +66,9 @@ class FusedModel:
             self._costs[sample] = cost_per_sample(self.function, self.function.leaves, sample)
         return self._costs[sample]
 
-    def _output_shape(self, sample: tuple[int, ...]) -> tuple[int, ...]:
+    def _output_shape(self, sample: tuple[int, ...]) -> tuple[int | None, ...]:
+        if self.graph is not None and sample == self.shape:
+            return self.graph.value(self.graph.output).shape(None)[1:]
         with self.compiled.mesh():
             return self._shape_for(self.function.leaves, sample)
 
