@@ -233,9 +233,13 @@ def test_settings_of_the_user_change_nothing(shape):
 
 
 def test_parameters_are_copied_without_compiling():
-    parameters = {"kernel": np.ones((7, 11), "float32"), "bias": jax.numpy.zeros(11)}
+    parameters = {"kernel": jax.numpy.ones((7, 11)), "bias": jax.numpy.zeros(11)}
+
+    def dense(parameters, x):
+        return x @ parameters["kernel"] + parameters["bias"]
+
     with compilations() as seen:
-        FlaxWrapper(lambda p, x: x @ p["kernel"] + p["bias"], parameters, input_shape=(7,))
+        FlaxWrapper.from_function(dense, parameters, input_shape=(7,))
     assert seen == []
 
 
