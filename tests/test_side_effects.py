@@ -7,6 +7,7 @@ import weakref
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -233,13 +234,13 @@ def test_settings_of_the_user_change_nothing(shape):
 
 
 def test_parameters_are_copied_without_compiling():
-    parameters = {"kernel": jax.numpy.ones((7, 11)), "bias": jax.numpy.zeros(11)}
-
     def dense(parameters, x):
         return x @ parameters["kernel"] + parameters["bias"]
 
+    first, second = ({"kernel": jnp.ones((n, n)), "bias": jnp.zeros(n)} for n in (7, 11))
+    FlaxWrapper.from_function(dense, first, input_shape=(7,))  # which tries XLA's options, once
     with compilations() as seen:
-        FlaxWrapper.from_function(dense, parameters, input_shape=(7,))
+        FlaxWrapper.from_function(dense, second, input_shape=(11,))
     assert seen == []
 
 
