@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -117,9 +118,11 @@ def time_method(
         found |= {"in model calls": [], "pure JAX": []}
     with as_needed_by("xplique_flax"):
         quick = timed(calls["xplique_flax"])
-    order = list(calls)
+    order, generator = list(calls), random.Random(0)
     for _ in range(max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / quick)))):
-        order = [*order[1:], order[0]]  # each tool follows each other one
+        generator.shuffle(
+            order
+        )  # what a tool leaves behind, such as busy threads, slows the next one
         for name in order:
             with as_needed_by(name):
                 found[name].append(timed(calls[name]))

@@ -124,6 +124,15 @@ def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch):
     assert largest_difference(pieces, whole) < 1e-6
 
 
+def test_batches_are_whole_where_jax_has_another_device_than_a_cpu(monkeypatch):
+    expected = FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(batches, "_ALIVE", 1)
+    traced.clear()
+    assert largest_difference(FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22]), expected) < 1e-6
+    assert 22 in traced and 4 not in traced
+
+
 def test_forward_pass_that_needs_much_memory_is_computed_in_pieces(wrapped, monkeypatch):
     whole = FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22])
     # What is alive at most is what the pooling reads, of 8 x 8 x 6, and its result: for 8 samples.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from .devices import Devices
@@ -53,6 +55,7 @@ class Batches:
         self._cost_per_sample = cost_per_sample
         self._devices = devices
         self._count = devices.count if devices else 1
+        self._is_split = jax.default_backend() == "cpu"
         self._of_pullback = of_pullback
         self._compiled: dict[tuple[Shape, ...], set[int]] = {}
         self._wasted: dict[tuple[tuple[Shape, ...], int], float] = {}
@@ -95,6 +98,8 @@ class Batches:
         return pieces, self._size(compiled, key, wanted, cost)
 
     def _at_once(self, cost: Cost) -> int:
+        if not self._is_split:
+            return sys.maxsize
         limit, needed = (_WRITTEN, cost.written) if self._of_pullback else (_ALIVE, cost.alive)
         return int(limit // max(1, needed)) or _FEWEST
 

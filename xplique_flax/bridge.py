@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from . import gpu
 from .batches import Batches
 from .cpu import Compiled
 
@@ -137,6 +138,10 @@ class Bridge:
         outputs = self._function(self._parameters(), *arrays)
         return [np.asarray(output) for output in outputs]
 
+    def execute_on_gpu(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+        outputs = self._function(self._parameters(), *map(gpu.to_jax, tensors))
+        return [gpu.to_tensorflow(output) for output in outputs]
+
 
 def _alive(reference: weakref.ref[Bridge]) -> Bridge:
     bridge = reference()
@@ -183,14 +188,23 @@ def _static_shape(tensor: tf.Tensor) -> list[int | None] | None:
 def _run(
     reference: weakref.ref[Bridge], inputs: Sequence[tf.Tensor], specs: list[Spec]
 ) -> list[tf.Tensor]:
-    if tf.executing_eagerly():
-        arrays = _alive(reference).execute(*(np.asarray(tensor) for tensor in inputs))
-        return [tf.convert_to_tensor(array) for array in arrays]
-
     def execute(*arrays: np.ndarray) -> list[np.ndarray]:
         return _alive(reference).execute(*arrays)
 
-    outputs = tf.numpy_function(execute, inputs, [dtype for _, dtype in specs], stateful=False)
+    def execute_on_gpu(*tensors: tf.Tensor) -> list[tf.Tensor]:
+        return _alive(reference).execute_on_gpu(*tensors)
+
+    dtypes = [dtype for _, dtype in specs]
+    if tf.executing_eagerly():
+        if gpu.is_shared():
+            return execute_on_gpu(*inputs)
+        arrays = execute(*(np.asarray(tensor) for tensor in inputs))
+        return [tf.convert_to_tensor(array) for array in arrays]
+    # TensorFlow does not drop a py_function, even where nothing but the gradient is needed.
+    if gpu.is_shared() and not gpu.is_gradient_asked():
+        outputs = tf.py_function(execute_on_gpu, inputs, dtypes)
+    else:
+        outputs = tf.numpy_function(execute, inputs, dtypes, stateful=False)
     # An operation, unlike set_shape, tells TensorFlow's graph optimiser the shapes too.
     return [
         output if shape is None else tf.ensure_shape(output, shape)
