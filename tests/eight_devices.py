@@ -11,7 +11,7 @@ from xplique.attributions import GradCAM, GuidedBackprop, Occlusion, Saliency
 
 from tests.architectures import digits
 from tests.equality_table import largest_difference
-from xplique_flax import FlaxWrapper
+from xplique_flax import FlaxWrapper, gpu
 from xplique_flax.devices import Devices
 
 IMAGES, TARGETS = digits(5)
@@ -210,3 +210,16 @@ def test_devices_of_other_processes(parameters, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with pytest.raises(ValueError, match=r"`devices` is .* belong to other processes.*Accepted"):
         FlaxWrapper(Net(), parameters, devices=devices)
+
+
+@pytest.mark.parametrize("method", [Saliency, GradCAM])
+@pytest.mark.parametrize("places", ["all", "fourth"])
+def test_tensors_on_a_gpu_go_to_where_the_parameters_are(method, places, parameters, monkeypatch):
+    expected = method(FlaxWrapper(Net(), parameters, input_shape=SHAPE))(IMAGES, TARGETS)
+    monkeypatch.setattr(gpu, "_KIND", "CPU")  # which stands for one
+    if places == "all":
+        wrapped = FlaxWrapper(Net(), parameters, input_shape=SHAPE, devices=jax.devices())
+    else:
+        there = jax.device_put(parameters, jax.devices()[3])
+        wrapped = FlaxWrapper(Net(), there, input_shape=SHAPE)
+    assert largest_difference(method(wrapped)(IMAGES, TARGETS), expected) < 1e-6

@@ -38,18 +38,21 @@ def wrap():
 def test_arrays_keep_their_memory(monkeypatch):
     monkeypatch.setattr(gpu, "_KIND", "CPU")
     tensor = tf.random.stateless_normal((4, 5), [0, 0])
-    array = gpu.to_jax(tensor)
+    array = gpu.to_jax(tensor, set())
     assert isinstance(array, jax.Array)
-    assert array.unsafe_buffer_pointer() == gpu.to_jax(tensor).unsafe_buffer_pointer()
+    assert array.unsafe_buffer_pointer() == gpu.to_jax(tensor, set()).unsafe_buffer_pointer()
     np.testing.assert_array_equal(array, tensor)
     doubled = array * 2
     back = gpu.to_tensorflow(doubled)
-    assert gpu.to_jax(back).unsafe_buffer_pointer() == doubled.unsafe_buffer_pointer()
+    assert (
+        gpu.to_jax(back, set(jax.devices())).unsafe_buffer_pointer()
+        == doubled.unsafe_buffer_pointer()
+    )
     np.testing.assert_array_equal(back, doubled)
 
 
 def test_tensor_on_the_host_goes_by_numpy():
-    assert isinstance(gpu.to_jax(tf.ones(3)), np.ndarray)
+    assert isinstance(gpu.to_jax(tf.ones(3), set()), np.ndarray)
 
 
 def test_array_of_numpy_becomes_a_tensor():

@@ -139,7 +139,10 @@ class Bridge:
         return [np.asarray(output) for output in outputs]
 
     def execute_on_gpu(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
-        outputs = self._function(self._parameters(), *map(gpu.to_jax, tensors))
+        parameters = self._parameters()
+        devices = gpu.devices_of(parameters)
+        arrays = [gpu.to_jax(tensor, devices) for tensor in tensors]
+        outputs = self._function(parameters, *arrays)
         return [gpu.to_tensorflow(output) for output in outputs]
 
 

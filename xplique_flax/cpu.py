@@ -81,9 +81,9 @@ def _flipped(kernel: Any, axes: tuple[int, ...]) -> Any:
     if key not in _kept:
         # By NumPy, because JAX would compile the operation for each shape, in 40 ms.
         flipped = np.ascontiguousarray(_swapped(np.flip(np.asarray(kernel), axes), axes))
-        device = kernel.sharding if kernel.is_fully_replicated else None
-        kept = weakref.ref(kernel, lambda _: _kept.pop(key, None)), jax.device_put(flipped, device)
-        _kept[key] = kept
+        is_whole = kernel.committed and kernel.is_fully_replicated
+        flipped = jax.device_put(flipped, kernel.sharding if is_whole else None)
+        _kept[key] = weakref.ref(kernel, lambda _: _kept.pop(key, None)), flipped
     return _kept[key][1]
 
 

@@ -17,11 +17,23 @@ def is_shared() -> bool:
     return jax.default_backend() == _KIND.lower() and bool(tf.config.get_visible_devices(_KIND))
 
 
-def to_jax(tensor: tf.Tensor) -> Any:
-    """Return a tensor as an array of JAX in the same memory, or of NumPy if it is on the host."""
-    if _KIND not in tensor.device:
-        return np.asarray(tensor)
-    return jnp.from_dlpack(tensor)  # which waits for TensorFlow to have computed it
+def devices_of(parameters: Any) -> set[jax.Device]:
+    """Return all devices that parameters are on."""
+    arrays = (leaf for leaf in jax.tree.leaves(parameters) if isinstance(leaf, jax.Array))
+    return set().union(*(array.devices() for array in arrays))
+
+
+def to_jax(tensor: tf.Tensor, devices: set[jax.Device]) -> Any:
+    """Return a tensor as an array of JAX in the same memory, if it can be used on these devices.
+
+    It is an array of NumPy if it is on the host, or if not all of the devices are its own: JAX then
+    moves it.
+    """
+    if _KIND in tensor.device:
+        array = jnp.from_dlpack(tensor)  # which waits for TensorFlow to have computed it
+        if devices <= array.devices():
+            return array
+    return np.asarray(tensor)
 
 
 def to_tensorflow(array: Any) -> tf.Tensor:
