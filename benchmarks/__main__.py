@@ -23,6 +23,7 @@ from benchmarks.alone import time_alone
 from benchmarks.growth import time_growth
 from benchmarks.methods import INSIDE, Explain, methods
 from benchmarks.networks import NETWORKS, Network
+from benchmarks.pipelines import untuned
 from benchmarks.recorded import PureJax, recorded, timed
 from benchmarks.tools import TOOLS, as_needed_by
 
@@ -133,4 +134,5 @@ def time_method(
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
-main()
+with untuned():
+    main()
