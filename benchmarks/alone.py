@@ -50,6 +50,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
     from benchmarks.methods import methods
     from benchmarks.networks import NETWORKS
+    from benchmarks.pipelines import untuned
     from benchmarks.recorded import Batch, PureJax, recorded
     from benchmarks.tools import TOOLS, as_needed_by
 
@@ -66,7 +67,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     method = task["method"]
     prepare = methods(network.sample, task["samples"], **METHODS[method])[method]
     model = TOOLS[tool](network, variables)
-    with as_needed_by(tool):
+    with as_needed_by(tool), untuned():
         call = prepare(model, inputs, targets)
         found = _first(call)
     if tool == "xplique_flax":
