@@ -128,7 +128,7 @@ class SmallViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        x = nn.Conv(96, (4, 4), (4, 4), name="patches")(x).reshape(len(x), 64, 96)
+        x = nn.Conv(96, (4, 4), (4, 4), name="patches")(x).reshape(-1, 64, 96)
         x = x + self.param("places", nn.initializers.normal(0.02), (1, 64, 96))
         for i in range(4):
             y = nn.LayerNorm(name=f"norm_{i}_0")(x)
