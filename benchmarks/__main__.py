@@ -121,9 +121,8 @@ def time_method(
         quick = timed(calls["xplique_flax"])
     order, generator = list(calls), random.Random(0)
     for _ in range(max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / quick)))):
-        generator.shuffle(
-            order
-        )  # what a tool leaves behind, such as busy threads, slows the next one
+        # What a tool leaves behind, such as busy threads, slows the next one.
+        generator.shuffle(order)
         for name in order:
             with as_needed_by(name):
                 found[name].append(timed(calls[name]))
