@@ -15,12 +15,12 @@ from xplique_flax import cpu
 RNG = np.random.default_rng(0)
 
 
-def is_left_to_xla(primitive, compiled, *arrays):
+def is_left_to_xla(primitive, compiled, *arrays, parameters=None):
     """Return whether a primitive is in what is given to XLA."""
-    compiled(None, *arrays)
+    compiled(parameters, *arrays)
     calls = mock.Mock(wraps=compiled._jitted)
     with mock.patch.object(compiled, "_jitted", calls):
-        compiled(None, *arrays)
+        compiled(parameters, *arrays)
     return f" {primitive}[" in str(compiled._jitted.trace(*calls.call_args.args).jaxpr)
 
 

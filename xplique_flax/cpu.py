@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from . import onednn
 from .jaxprs import flipped_kernels, substitute
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
@@ -205,6 +206,7 @@ def _spread(parts: Sequence[Any], axis: int, stride: int, size: int) -> Any:
 
 
 _SUBSTITUTES: dict[str, Callable] = {
+    "conv_general_dilated": onednn.convolution,
     "reduce_window_max": max_pool,
     "select_and_scatter_add": max_pool_gradient,
 }

@@ -1,0 +1,174 @@
+"""Convolutions that oneDNN computes are the same; the others are left to XLA."""
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jaxlib import version
+
+from tests.test_cpu import is_left_to_xla
+from xplique_flax import cpu, onednn
+
+RNG = np.random.default_rng(0)
+PINS = Path(__file__).parent.parent / "requirements-cpu.txt"
+needs_onednn = pytest.mark.skipif(
+    not onednn.is_usable(), reason="oneDNN is called with versions of jaxlib that were tried"
+)
+SIZES = {1: (40,), 2: (12, 13), 3: (7, 8, 6)}
+COMPUTED = {
+    "square": nn.Conv(8, (3, 3)),
+    "wide": nn.Conv(5, (1, 4)),
+    "strided": nn.Conv(8, (3, 3), (2, 1)),
+    "padded": nn.Conv(8, (3, 2), padding=((0, 3), (1, 0))),
+    "valid": nn.Conv(8, (5, 5), padding="VALID"),
+    "dilated": nn.Conv(8, (3, 3), kernel_dilation=(2, 3)),
+    "grouped": nn.Conv(8, (3, 3), feature_group_count=2),
+    "depthwise": nn.Conv(12, (3, 3), feature_group_count=4),
+    "series": nn.Conv(8, (5,)),
+    "volume": nn.Conv(8, (3, 3, 3)),
+}
+LEFT = {
+    "pointwise": nn.Conv(8, (1, 1)),
+    "patches": nn.Conv(8, (2, 2), (2, 2)),
+    "gaps": nn.Conv(8, (2, 2), (3, 3)),
+    "half": nn.Conv(8, (3, 3), dtype="bfloat16"),
+    "transposed": nn.ConvTranspose(8, (3, 3), (2, 2)),
+    "cropped": nn.Conv(8, (3, 3), padding=((-1, 1), (1, 1))),
+    "tiny": nn.Conv(8, (9, 9), padding="VALID"),
+}
+
+
+def model(module):
+    images = jnp.array(RNG.normal(size=(2, *SIZES[len(module.kernel_size)], 4)), "float32")
+    return images, module.init(jax.random.key(0), images)
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="oneDNN is XLA's for x86"
+)
+def test_the_pinned_version_is_one_that_was_tried():
+    pinned = re.search(r"^jaxlib==(\S+)", PINS.read_text("utf-8"), re.MULTILINE)[1]
+    assert pinned in onednn._VERSIONS
+    if version.__version__ == pinned and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        assert onednn.is_usable()
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", COMPUTED)
+def test_convolution_is_the_same(name):
+    images, parameters = model(COMPUTED[name])
+
+    def apply(_, x):
+        return COMPUTED[name].apply(parameters, x)
+
+    compiled = cpu.Compiled(apply)
+    assert not is_left_to_xla("conv_general_dilated", compiled, images)
+    expected = jax.jit(apply)(None, images)
+    np.testing.assert_allclose(compiled(None, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ["square", "wide", "dilated", "depthwise", "series", "volume"])
+def test_gradient_is_the_same(name):
+    images, parameters = model(COMPUTED[name])
+
+    def gradient(parameters, x):
+        return jax.grad(lambda y: (COMPUTED[name].apply(parameters, y) ** 2).sum())(x)
+
+    compiled = cpu.Compiled(gradient)
+    assert not is_left_to_xla("conv_general_dilated", compiled, images, parameters=parameters)
+    expected = jax.jit(gradient)(parameters, images)
+    given = compiled(parameters, images)
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5 * jnp.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_other_convolutions_are_left_to_xla(name):
+    images, parameters = model(LEFT[name])
+    compiled = cpu.Compiled(lambda _, x: LEFT[name].apply(parameters, x))
+    assert is_left_to_xla("conv_general_dilated", compiled, images)
+    expected = LEFT[name].apply(parameters, images)
+    np.testing.assert_allclose(compiled(None, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "numbers", [("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NCHW"), ("HWNC", "HWIO", "HWNC")]
+)
+def test_other_layouts_are_left_to_xla(numbers):
+    images, kernel = np.ones((9, 9, 9, 9), "float32"), np.ones((3, 3, 9, 9), "float32")
+    if numbers[1] == "OIHW":
+        kernel = np.ones((9, 9, 3, 3), "float32")
+
+    def convolve(_, x):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    assert is_left_to_xla("conv_general_dilated", cpu.Compiled(convolve), images)
+
+
+def test_empty_batch_is_left_to_xla():
+    images, parameters = model(COMPUTED["square"])
+    compiled = cpu.Compiled(lambda _, x: COMPUTED["square"].apply(parameters, x))
+    assert compiled(None, images[:0]).shape == (0, 12, 13, 8)
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", COMPUTED)
+def test_kernel_may_be_stored_in_another_order(name):
+    module = COMPUTED[name]
+    images, parameters = model(module)
+    kernel = jnp.swapaxes(parameters["params"]["kernel"], -1, -2)
+    rank, size = images.ndim, images.shape[-1]
+    numbers = lax.ConvDimensionNumbers(
+        (0, rank - 1, *range(1, rank - 1)),
+        (rank - 2, rank - 1, *range(rank - 2)),
+        (0, rank - 1, *range(1, rank - 1)),
+    )
+
+    def convolve(_, x):
+        ones = (1,) * (rank - 2)
+        groups = size // kernel.shape[-1]
+        return lax.conv_general_dilated(
+            x, kernel, ones, "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    compiled = cpu.Compiled(convolve)
+    assert not is_left_to_xla("conv_general_dilated", compiled, images)
+    np.testing.assert_allclose(
+        compiled(None, images), jax.jit(convolve)(None, images), rtol=1e-4, atol=1e-5
+    )
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (version, "__version__", "0.9.9"),
+        (sys, "platform", "darwin"),
+        (platform, "machine", lambda: "aarch64"),
+        (jax, "device_count", lambda: 2),
+    ],
+)
+def test_onednn_is_not_called_elsewhere(monkeypatch, where, name, value):
+    images, parameters = model(COMPUTED["square"])
+    compiled = cpu.Compiled(lambda _, x: COMPUTED["square"].apply(parameters, x))
+    monkeypatch.setattr(where, name, value)
+    assert is_left_to_xla("conv_general_dilated", compiled, images)
+
+
+@needs_onednn
+def test_onednn_is_not_called_where_compiled_code_is_kept(tmp_path):
+    images, parameters = model(COMPUTED["square"])
+    compiled = cpu.Compiled(lambda _, x: COMPUTED["square"].apply(parameters, x))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        assert is_left_to_xla("conv_general_dilated", compiled, images)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)

@@ -1,0 +1,121 @@
+"""Convolutions by oneDNN, which XLA has built in on x86 processors and does not call by itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxlib import version
+
+# XLA ends the process over a call that it cannot read, and how to write one is not documented.
+# With these versions it was tried.
+_VERSIONS = ("0.10.0", "0.10.1", "0.10.2")
+# oneDNN brings the kernel into an order of its own in each call.
+_FEWEST_PLACES = 64
+
+
+def convolution(
+    inputs: Any,
+    kernel: Any,
+    *,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int,
+    batch_group_count: int,
+    preferred_element_type: Any = None,
+    **_: Any,
+) -> Any:
+    """Compute ``conv_general_dilated`` where oneDNN is faster than XLA's own convolution.
+
+    It takes three quarters to nine tenths of the time, a third for the few channels of an image,
+    and a thirtieth for depthwise convolutions. Where windows do not overlap, it gains nothing.
+    """
+    outputs, inwards, *window = dimension_numbers.rhs_spec
+    channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
+    is_plain = (
+        dimension_numbers.lhs_spec == dimension_numbers.out_spec == channels_last
+        and inputs.dtype == kernel.dtype == jnp.float32 == (preferred_element_type or jnp.float32)
+        and math.prod(lhs_dilation) == batch_group_count == 1
+        and min(map(min, padding)) >= 0
+        and any(kernel.shape[a] > stride for a, stride in zip(window, window_strides, strict=True))
+    )
+    if not is_plain or not is_usable():
+        return NotImplemented
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+    )
+    result = jax.eval_shape(convolve, inputs, kernel)
+    if 0 in inputs.shape or math.prod(result.shape[:-1]) < _FEWEST_PLACES:
+        return NotImplemented
+    config = {
+        "onednn_conv_config": _configuration(
+            inputs.ndim, window_strides, padding, rhs_dilation, feature_group_count
+        )
+    }
+    call = jax.ffi.ffi_call(
+        "__onednn$convolution",
+        result,
+        custom_call_api_version=1,
+        legacy_backend_config=json.dumps(config),
+    )
+    return call(inputs, kernel.transpose(*window, inwards, outputs))
+
+
+def _configuration(
+    rank: int,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> dict[str, Any]:
+    """Return what XLA's `onednn_config.proto` holds for a convolution with the channels last."""
+    places = {"batch_dim": 0, "feature_dim": rank - 1, "spatial_dims": list(range(1, rank - 1))}
+    return {
+        "dims": rank,
+        "input": {"data": places},
+        "kernel": {
+            "filter": {
+                "input_feature_dim": rank - 2,
+                "output_feature_dim": rank - 1,
+                "spatial_dims": list(range(rank - 2)),
+            }
+        },
+        "output": {"data": places},
+        "window": {
+            "pad_left": [low for low, _ in padding],
+            "pad_right": [high for _, high in padding],
+            "strides": strides,
+            "window_dilations": dilation,
+        },
+        "feature_groups": groups,
+    }
+
+
+def is_usable() -> bool:
+    """Return whether XLA can be asked for oneDNN here.
+
+    What uses it cannot be put into JAX's compilation cache, nor be spread over devices.
+    """
+    config: Any = jax.config
+    return (
+        version.__version__ in _VERSIONS
+        and (sys.platform, platform.machine()) == ("linux", "x86_64")
+        and jax.device_count() == 1
+        and not (config.jax_enable_compilation_cache and config.jax_compilation_cache_dir)
+    )
