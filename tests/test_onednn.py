@@ -100,7 +100,7 @@ def test_other_convolutions_are_left_to_xla(name):
 
 
 @pytest.mark.parametrize(
-    "numbers", [("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NCHW"), ("HWNC", "HWIO", "HWNC")]
+    "numbers", [("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NCHW"), ("NCHW", "HWIO", "NHWC")]
 )
 def test_other_layouts_are_left_to_xla(numbers):
     images, kernel = np.ones((9, 9, 9, 9), "float32"), np.ones((3, 3, 9, 9), "float32")
