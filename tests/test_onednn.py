@@ -113,6 +113,38 @@ def test_other_layouts_are_left_to_xla(numbers):
     assert is_left_to_xla("conv_general_dilated", cpu.Compiled(convolve), images)
 
 
+@pytest.mark.parametrize("rank", [2, 6])
+def test_other_numbers_of_dimensions_are_left_to_xla(rank):
+    images = jnp.array(RNG.normal(size=(70, *(4,) * (rank - 2), 3)), "float32")
+    kernel = jnp.array(RNG.normal(size=((2,) * (rank - 2) + (3, 2))), "float32")
+    last = (0, rank - 1, *range(1, rank - 1))
+    numbers = lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
+
+    def convolve(_, x):
+        return lax.conv_general_dilated(
+            x, kernel, (1,) * (rank - 2), "SAME", dimension_numbers=numbers
+        )
+
+    compiled = cpu.Compiled(convolve)
+    assert is_left_to_xla("conv_general_dilated", compiled, images)
+    np.testing.assert_allclose(
+        compiled(None, images), jax.jit(convolve)(None, images), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_convolution_without_outputs_is_left_to_xla():
+    images, kernel = np.ones((70, 8, 3), "float32"), np.ones((3, 3, 0), "float32")
+
+    def convolve(_, x):
+        return lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    compiled = cpu.Compiled(convolve)
+    assert is_left_to_xla("conv_general_dilated", compiled, images)
+    assert compiled(None, images).shape == (70, 8, 0)
+
+
 def test_empty_batch_is_left_to_xla():
     images, parameters = model(COMPUTED["square"])
     compiled = cpu.Compiled(lambda _, x: COMPUTED["square"].apply(parameters, x))

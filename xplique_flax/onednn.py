@@ -47,6 +47,7 @@ def convolution(
         dimension_numbers.lhs_spec == dimension_numbers.out_spec == channels_last
         and inputs.dtype == kernel.dtype == jnp.float32 == (preferred_element_type or jnp.float32)
         and math.prod(lhs_dilation) == batch_group_count == 1
+        and len(window) in (1, 2, 3)
         and min(map(min, padding)) >= 0
         and any(kernel.shape[a] > stride for a, stride in zip(window, window_strides, strict=True))
     )
@@ -61,7 +62,8 @@ def convolution(
         feature_group_count=feature_group_count,
     )
     result = jax.eval_shape(convolve, inputs, kernel)
-    if 0 in inputs.shape or math.prod(result.shape[:-1]) < _FEWEST_PLACES:
+    is_empty = 0 in (*inputs.shape, *kernel.shape, *result.shape)
+    if is_empty or math.prod(result.shape[:-1]) < _FEWEST_PLACES:
         return NotImplemented
     config = {
         "onednn_conv_config": _configuration(
