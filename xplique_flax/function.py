@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .checks import (
     check_devices,
@@ -178,7 +179,9 @@ class WrappedFunction:
 
 def _copied(leaves: Sequence[Any]) -> list[Any]:
     """Copy arrays onto the device, without compiling an operation for each shape."""
-    return [jax.device_put(leaf, may_alias=False) for leaf in leaves]
+    # Arrays of NumPy may be aliased all the same, where they are aligned in memory.
+    own = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    return [jax.device_put(leaf, may_alias=False) for leaf in own]
 
 
 def _name(path: tuple) -> str:
