@@ -244,11 +244,20 @@ def test_parameters_are_copied_without_compiling():
     assert seen == []
 
 
+def aligned(leaf):
+    """Return a copy where JAX would use the memory of an array of NumPy."""
+    memory = np.empty(leaf.nbytes + 64, "uint8")
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
+    copy[:] = leaf
+    return copy
+
+
 @pytest.mark.parametrize("shape", [None, (13,)])
 def test_parameters_may_be_donated_or_overwritten_after_wrapping(shape):
     expected = MODULE.apply(PARAMETERS, WINE)
     donated = jax.tree.map(jax.numpy.copy, PARAMETERS)
-    overwritten = jax.tree.map(np.array, PARAMETERS)
+    overwritten = jax.tree.map(aligned, PARAMETERS)
     wrapped = [FlaxWrapper(MODULE, each, input_shape=shape) for each in (donated, overwritten)]
     jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(donated)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))

@@ -179,9 +179,13 @@ class WrappedFunction:
 
 def _copied(leaves: Sequence[Any]) -> list[Any]:
     """Copy arrays onto the device, without compiling an operation for each shape."""
-    # Arrays of NumPy may be aliased all the same, where they are aligned in memory.
-    own = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-    return [jax.device_put(leaf, may_alias=False) for leaf in own]
+    return [
+        # Where memory is aligned, JAX uses that of NumPy's arrays whatever `may_alias` is.
+        jax.device_put(np.array(leaf))
+        if isinstance(leaf, np.ndarray)
+        else jax.device_put(leaf, may_alias=False)
+        for leaf in leaves
+    ]
 
 
 def _name(path: tuple) -> str:
