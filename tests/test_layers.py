@@ -11,6 +11,7 @@ from xplique.attributions import FEM, DeconvNet, GradCAM, GuidedBackprop, Salien
 
 from tests.compilations import compilations
 from xplique_flax import FlaxWrapper
+from xplique_flax.bridge import Bridge
 from xplique_flax.graph import Value
 from xplique_flax.layers import FlaxLayer, ReLU
 
@@ -63,6 +64,15 @@ def chain(model):
 @pytest.fixture(scope="module")
 def residual():
     return wrap(Residual(), DIGITS)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A list that grows by one with each call of JAX."""
+    made = []
+    original = Bridge.execute
+    monkeypatch.setattr(Bridge, "execute", lambda *args: made.append(1) or original(*args))
+    return made
 
 
 class TestNames:
@@ -159,12 +169,7 @@ class TestWhatLayersCompute:
     def test_nan(self, residual):
         assert np.isnan(chain(residual[0])(np.full_like(DIGITS, np.nan))).all()
 
-    def test_watched_layer_is_one_call_of_three_and_then_of_none(self, residual, monkeypatch):
-        from xplique_flax.bridge import Bridge
-
-        calls = []
-        original = Bridge.execute
-        monkeypatch.setattr(Bridge, "execute", lambda *a: calls.append(1) or original(*a))
+    def test_watched_layer_is_one_call_of_three_and_then_of_none(self, residual, calls):
         model = residual[0]
         GradCAM(model, conv_layer="Block_0.Conv_0")(DIGITS, TARGETS)
         assert len(calls) == 3  # before it, the layer itself, and the gradient of what follows
@@ -531,15 +536,112 @@ class TestWeights:
         assert largest_difference(model(DIGITS), expected) < 1e-6
         assert largest_difference(chain(model)(DIGITS), expected) < 1e-6
 
-    def test_layers_of_a_clone_are_not_compiled_again(self):
+    def test_second_clone_is_not_compiled_again(self):
         model, _ = wrap(Residual(), DIGITS)
-        chain(model)(DIGITS)
+        tf.keras.models.clone_model(model)(DIGITS)
         clone = tf.keras.models.clone_model(model)
         with compilations() as compiled:
             clone(DIGITS)
             assert not compiled
             clone(DIGITS[:3])
             assert compiled
+
+
+def leaky(layer):
+    if layer.name == "Block_0.relu":
+        return tf.keras.layers.LeakyReLU(0.3, name=layer.name)
+    return type(layer).from_config(layer.get_config())
+
+
+def saturating(layer):
+    config = layer.get_config()
+    if layer.name == "Block_0.relu":
+        config["max_value"] = 0.1
+    return type(layer).from_config(config)
+
+
+def with_a_layer_more(layer, *args, **kwargs):
+    outputs = layer(*args, **kwargs)
+    return tf.keras.layers.Rescaling(2.0)(outputs) if layer.name == "stem" else outputs
+
+
+def with_an_operation_more(layer, *args, **kwargs):
+    outputs = layer(*args, **kwargs)
+    return outputs * 2 if layer.name == "stem" else outputs
+
+
+def with_an_operation_at_the_end(layer, *args, **kwargs):
+    outputs = layer(*args, **kwargs)
+    return outputs * 2 if layer.name == "softmax" else outputs
+
+
+def without_a_layer(layer, inputs, **kwargs):
+    return inputs if layer.name == "Block_0.relu" else layer(inputs, **kwargs)
+
+
+def connected_otherwise(layer, inputs, **kwargs):
+    return layer([inputs[0]] * 2 if layer.name == "Block_0.add" else inputs, **kwargs)
+
+
+class TestClones:
+    """What Guided Backprop, DeconvNet and ModelRandomization explain."""
+
+    @pytest.mark.parametrize(
+        ("module", "inputs"), [("Residual", DIGITS), ("Shared", WINE), ("Tied", WINE)]
+    )
+    def test_is_one_call(self, module, inputs, calls):
+        module = globals()[module]()
+        model, parameters = wrap(module, inputs)
+        clone = tf.keras.models.clone_model(model)
+        calls.clear()
+        outputs = clone(inputs)
+        assert len(calls) == 1
+        assert largest_difference(outputs, module.apply(parameters, inputs)) < 1e-6
+
+    @pytest.mark.parametrize("method", [GuidedBackprop, DeconvNet])
+    def test_guided_model_is_one_call_between_two_relus(self, method, residual, calls):
+        method(residual[0])(DIGITS, TARGETS)
+        parts = 4  # that the three ReLUs leave; the last one is called for its gradient alone
+        assert len(calls) == parts - 1 + parts
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"clone_function": leaky},
+            {"clone_function": saturating},
+            {"call_function": with_a_layer_more},
+            {"call_function": with_an_operation_more},
+            {"call_function": with_an_operation_at_the_end},
+            {"call_function": without_a_layer},
+            {"call_function": connected_otherwise},
+        ],
+        ids=lambda change: next(iter(change.values())).__name__,
+    )
+    def test_what_is_changed_in_cloning_takes_part(self, residual, change):
+        model, _ = residual
+        clone = tf.keras.models.clone_model(model, **change)
+        expected = chain(clone)(DIGITS)
+        assert np.abs(expected - model(DIGITS)).max() > 1e-3
+        np.testing.assert_array_equal(clone(DIGITS), expected)
+        np.testing.assert_array_equal(tf.keras.models.clone_model(clone)(DIGITS), expected)
+
+    def test_of_a_model_without_a_layer_of_flax(self):
+        model = FlaxWrapper.from_function(jax.nn.relu, input_shape=(13,))
+        clone = tf.keras.models.clone_model(model)
+        np.testing.assert_array_equal(clone(WINE - 0.5), np.maximum(WINE - 0.5, 0))
+
+    def test_wrapped_model_is_a_flax_wrapper(self, residual):
+        model = residual[0]
+        assert isinstance(model, FlaxWrapper)
+        assert repr(model).startswith("<FlaxWrapper name=Residual")
+
+        class Mine(FlaxWrapper):
+            """A user's own."""
+
+        mine = Mine(Residual(), residual[1], input_shape=DIGITS.shape[1:])
+        assert type(mine) is Mine
+        clone = tf.keras.models.clone_model(mine)
+        assert largest_difference(clone(DIGITS), model(DIGITS)) < 1e-6
 
 
 class TestReLUs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ from .bridge import Bridge, JaxFunction
 from .checks import check_not_training, refuse_to_save
 from .graph import Cell, Graph, Value
 from .jaxprs import LONGEST_UNROLLED
-from .parameters import Parameter
+from .parameters import Parameter, current_values
 
 
 def is_replaced(layer: keras.layers.Layer) -> bool:
@@ -24,6 +25,15 @@ def is_replaced(layer: keras.layers.Layer) -> bool:
     """
     call = vars(layer).get("call")
     return call is not None and getattr(call, "__func__", None) is not type(layer).call
+
+
+def computes(layer: keras.layers.Layer, graph: Graph, cell: Cell) -> bool:
+    """Return whether a layer computes what a cell of the graph does."""
+    if cell.relu is None:
+        return type(layer) in (FlaxLayer, OpaqueReLULayer) and layer.graph is graph
+    ceiling = None if np.isinf(cell.relu) else cell.relu
+    settings = {"max_value": ceiling, "negative_slope": 0, "threshold": 0}
+    return type(layer) is ReLU and settings.items() <= layer.get_config().items()
 
 
 def why_no_output(layer: keras.layers.Layer) -> str:
@@ -84,9 +94,19 @@ class FlaxLayer(_Direct, keras.layers.Layer):
         self.built = True
 
     @property
+    def graph(self) -> Graph:
+        """The graph that the layer was made for."""
+        return self._inside.graph
+
+    @property
     def variables_by_leaf(self) -> dict[int, Parameter]:
         """The layer's parameters, by their number in the graph."""
         return self._inside.variables
+
+    @property
+    def sources(self) -> dict[int, Any]:
+        """The same, and the arrays that are no weights."""
+        return self._inside.sources
 
     def compute_output_spec(self, inputs: Any, node: int = 0) -> Any:
         outputs = [
@@ -193,21 +213,16 @@ class _Inside:
         self.graph = graph
         self.name = name
         self.leaf_names = leaf_names
-        self.values = values
         self.variables = {
             leaf: Parameter(value, leaf_names[leaf])
             for leaf, value in values.items()
             if graph.is_weight(leaf)
         }
+        self.sources: dict[int, Any] = values | self.variables
         self.nodes = [i for i, cell in enumerate(graph.cells) if cell.layer == name]
         self.cells: list[Cell] = [graph.cells[i] for i in self.nodes]
-        self.bridges = [
-            Bridge(self.graph.function_of(node), self._parameters) for node in self.nodes
-        ]
-
-    def _parameters(self) -> dict[int, Any]:
-        weights = {leaf: variable.array for leaf, variable in self.variables.items()}
-        return self.values | weights
+        current = functools.partial(current_values, self.sources)
+        self.bridges = [Bridge(self.graph.function_of(node), current) for node in self.nodes]
 
     def in_keras_order(self) -> list[Parameter]:
         """Kernel, bias; scale, bias, mean, variance: as they are used, statistics last."""
@@ -228,7 +243,7 @@ class _Inside:
     def config(self) -> dict[str, Any]:
         return {
             "graph": self.graph,
-            "parameters": self._parameters(),
+            "parameters": current_values(self.sources),
             "leaf_names": self.leaf_names,
         }
 

@@ -44,3 +44,11 @@ class Parameter(keras.Variable):
         result = super().assign(value)
         self.array = jnp.asarray(self.numpy())
         return result
+
+
+def current_values(sources: dict[int, Any]) -> dict[int, Any]:
+    """Return the arrays of what are parameters, and the rest as it is."""
+    return {
+        leaf: source.array if isinstance(source, Parameter) else source
+        for leaf, source in sources.items()
+    }

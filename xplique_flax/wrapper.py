@@ -30,12 +30,12 @@ from .checks import (
 from .function import PlainFunction, WrappedFunction
 from .fused import FusedModel, Head, Truncated
 from .graph import Graph, ModelFunction, Value
-from .layers import SharedParameter, is_replaced, refuse_to_look_inside, why_no_output
+from .layers import refuse_to_look_inside, why_no_output
 from .linen import LinenFunction
 from .nnx import NNXFunction
 from .outputs import Output
 from .release import CacheEntry, release_all
-from .sections import Sections
+from .sections import LayeredModel
 
 
 class ListedLayer(NamedTuple):
@@ -48,7 +48,7 @@ class ListedLayer(NamedTuple):
     """Why it can't be addressed; empty if it can."""
 
 
-class FlaxWrapper(keras.Model):
+class FlaxWrapper(LayeredModel):
     r"""A Flax model as a Keras functional model, which Xplique can explain.
 
     Parameters
@@ -310,12 +310,9 @@ class FlaxWrapper(keras.Model):
         inputs, outputs, variables = connect(function, graph, shape)
         super().__init__(inputs=inputs, outputs=outputs, name=function.name)
         entry = CacheEntry(self._inputs, self._outputs)
-        self._replaceable = [
-            layer for layer in self.layers if not isinstance(layer, keras.layers.InputLayer)
-        ]
         self._fused = FusedModel(function, graph, variables, entry, like.compiled if like else None)
-        if graph:
-            self._sections = Sections(graph, self._replaceable, self._fused.leaves)
+        if type(self) is FlaxWrapper:
+            self.__class__ = _Cloneable  # type: ignore[assignment]
 
     def _check_no_batch_dimension(self, function: WrappedFunction, shape: tuple | None) -> None:
         # Flax's convolutions fold an axis too many into the batch without a word.
@@ -339,14 +336,9 @@ class FlaxWrapper(keras.Model):
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> tf.Tensor:
         """Compute the outputs of tensors, as ``__call__`` does."""
-        tensor = self._fused.checked(inputs)
         self._release()
-        watched = [layer for layer in self._replaceable if is_replaced(layer)]
-        if any(isinstance(layer, SharedParameter) for layer in watched):
-            return super().call(tensor)
-        if watched:
-            return self._sections(tensor, {layer.name for layer in watched})
-        return self._fused(tensor)
+        tensor = self._fused.checked(inputs)
+        return super().call(tensor) if self._watched() else self._fused(tensor)
 
     def compute_output_spec(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         """Return the output's symbolic tensor, for a model that is part of another one."""
@@ -608,6 +600,26 @@ class FlaxWrapper(keras.Model):
     def _require_inside(self) -> None:
         if self._fused.graph is None:
             refuse_to_look_inside()
+
+
+class _Cloneable(FlaxWrapper):
+    """What wrapped models are instances of.
+
+    Keras's ``clone_model`` makes a clone by the constructor of the model's class where that takes
+    inputs and outputs, and else a model that calls each layer by itself.
+    """
+
+    def __new__(cls, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> Any:
+        return LayeredModel(inputs, outputs, name, **kwargs)
+
+    def __init__(
+        self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any
+    ) -> NoReturn:
+        raise AssertionError("__new__ makes an instance of another class")
+
+
+_Cloneable.__name__ = FlaxWrapper.__name__
+_Cloneable.__qualname__ = FlaxWrapper.__qualname__
 
 
 def _shape_of(output: Any) -> tuple[int | None, ...] | None:
