@@ -634,6 +634,8 @@ class TestClones:
         model = residual[0]
         assert isinstance(model, FlaxWrapper)
         assert repr(model).startswith("<FlaxWrapper name=Residual")
+        assert type(model).__qualname__ == "FlaxWrapper"
+        assert model.__doc__ == FlaxWrapper.__doc__
 
         class Mine(FlaxWrapper):
             """A user's own."""

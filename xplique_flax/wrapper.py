@@ -603,12 +603,9 @@ class FlaxWrapper(LayeredModel):
 
 
 class _Cloneable(FlaxWrapper):
-    """What wrapped models are instances of.
-
-    Keras's ``clone_model`` makes a clone by the constructor of the model's class where that takes
-    inputs and outputs, and else a model that calls each layer by itself.
-    """
-
+    # Wrapped models are instances of this: Keras's `clone_model` makes a clone by the constructor
+    # of the model's class where that takes inputs and outputs, and else a model that calls each
+    # layer by itself.
     def __new__(cls, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> Any:
         return LayeredModel(inputs, outputs, name, **kwargs)
 
@@ -618,8 +615,8 @@ class _Cloneable(FlaxWrapper):
         raise AssertionError("__new__ makes an instance of another class")
 
 
-_Cloneable.__name__ = FlaxWrapper.__name__
-_Cloneable.__qualname__ = FlaxWrapper.__qualname__
+for _name in ("__name__", "__qualname__", "__doc__"):
+    setattr(_Cloneable, _name, getattr(FlaxWrapper, _name))
 
 
 def _shape_of(output: Any) -> tuple[int | None, ...] | None:
