@@ -22,6 +22,11 @@ Parameters = Any  # any pytree of arrays
 Spec = tuple[list[int | None] | None, tf.DType]
 
 
+def within(mesh: Any) -> AbstractContextManager[Any]:
+    """Return the context of a mesh, if there is one."""
+    return nullcontext() if mesh.empty else jax.set_mesh(mesh)
+
+
 class JaxFunction:
     """A jitted function of parameters and arrays, and its pullback.
 
@@ -81,7 +86,7 @@ class JaxFunction:
 
     def mesh(self) -> AbstractContextManager[Any]:
         """Return the context of the mesh that was set when the function was made."""
-        return nullcontext() if self._mesh.empty else jax.set_mesh(self._mesh)
+        return within(self._mesh)
 
     def _pull_back(self, parameters: Parameters, *arrays_and_cotangents: Any) -> tuple:
         arrays = arrays_and_cotangents[: len(self._inputs)]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from .bridge import JaxFunction
+from .bridge import JaxFunction, within
 from .devices import Devices
 from .jaxprs import convolution_ranks, inline, is_convolution, operation_name
 from .trace import MODEL_INPUT, Ref, Slice, Trace
@@ -102,6 +102,7 @@ class Graph:
         self._leaves = function.leaves
         self._leaf_names = function.leaf_names
         self.input_shape = input_shape
+        self._mesh = jax.sharding.get_mesh()  # sections are made later, where it may not be set
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
         small, large = (self._make_trace(size) for size in _TRACED_SIZES)
         self._small = small
@@ -271,7 +272,8 @@ class Graph:
         read, written = (
             [self.value(ref).is_floating for ref in refs] for refs in (inputs, outputs)
         )
-        return Section(inputs, outputs, JaxFunction(function, read, written))
+        with within(self._mesh):
+            return Section(inputs, outputs, JaxFunction(function, read, written))
 
     def prefix(self, layer: str, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate the model up to the first call of a layer, with the tags in it."""
