@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from xplique.attributions import GradCAM, GuidedBackprop, Occlusion, Saliency
 
 from tests.architectures import digits
+from tests.compilations import compilations
 from tests.equality_table import largest_difference
 from xplique_flax import FlaxWrapper, gpu
 from xplique_flax.devices import Devices
@@ -195,9 +196,12 @@ def test_dependent_samples_are_not_spread(calls):
 
 def test_spread_batches_of_many_sizes_compile_one(parameters):
     wrapped = FlaxWrapper(Net(), parameters, devices=jax.devices())
-    for number in range(1, 6):
-        wrapped(IMAGES[:number])
-    assert wrapped._fused.compiled.jitted.compilations == 1
+    with compilations() as seen:
+        for number in range(1, 6):
+            wrapped(IMAGES[:number])
+        assert (wrapped._fused.compiled.jitted.compilations, len(seen)) == (1, 1)
+        Saliency(wrapped)(IMAGES, TARGETS)
+        assert len(seen) == 2
 
 
 def test_devices_of_a_mesh_that_is_set(parameters):

@@ -1,6 +1,9 @@
 """What is computed in another way on a CPU is the same."""
 
 import gc
+import platform
+import re
+from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
@@ -202,6 +205,44 @@ def test_kernel_is_flipped_without_compiling():
         flipped = cpu._flipped(kernel, (0, 1))
     assert seen == []
     np.testing.assert_array_equal(flipped, np.asarray(kernel)[::-1, ::-1].transpose(0, 1, 3, 2))
+
+
+@pytest.mark.parametrize("device", [None, jax.devices()[0]])
+def test_compiles_once_and_before_kernels_are_flipped(device, monkeypatch):
+    images = RNG.normal(size=(1, 6, 6, 2)).astype("float32")
+    module = nn.Conv(5, (3, 3))
+    # On a device of their own choice, JAX takes arrays for others than those without one.
+    parameters = jax.device_put(module.init(jax.random.key(0), images), device)
+
+    def gradient(parameters, x):
+        return jax.grad(lambda y: module.apply(parameters, y).sum())(x)
+
+    steps = []
+    flip, release = cpu._flipped, cpu._release_memory
+    monkeypatch.setattr(cpu, "_flipped", lambda *args: steps.append("flip") or flip(*args))
+    monkeypatch.setattr(cpu, "_release_memory", lambda: steps.append("release") or release())
+    compiled = cpu.Compiled(gradient)
+    with compilations() as seen:
+        compiled(parameters, images)
+        assert (len(seen), steps) == (1, ["release", "flip"])
+        compiled(parameters, images)
+    assert (len(seen), steps) == (1, ["release", "flip", "flip"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
+def test_memory_that_was_freed_is_given_back():
+    def resident():
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+
+    blocks = [bytes(50_000) + b"1" for _ in range(2_000)]
+    before = resident()
+    # What is kept in between is why the C library does not give the rest back by itself.
+    blocks = blocks[::100]
+    kept = resident()
+    cpu._release_memory()
+    assert before - kept < 20
+    assert before - resident() > 60
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):

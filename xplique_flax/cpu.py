@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,11 +49,23 @@ class Compiled:
             return self._jitted(parameters, *arrays)
         shapes = tuple(array.shape for array in arrays)
         if shapes not in self._flips:
-            self._flips[shapes] = list(self._trace(parameters, *arrays)[1].values())
+            self._flips[shapes] = self._compile(parameters, *arrays)
         flips = self._flips[shapes]
         leaves = jax.tree.leaves(parameters) if flips else ()
         kernels = [_flipped(leaves[number], axes) for number, axes in flips]
         return self._jitted(kernels, parameters, *arrays)
+
+    def _compile(self, parameters: Any, *arrays: Any) -> list[tuple[int, tuple[int, ...]]]:
+        """Compile ahead of the first call, and return the kernels that it reads backwards.
+
+        What compiling needs, the reversed kernels and the memory of the call are not there at once.
+        """
+        flips = list(self._trace(parameters, *arrays)[1].values())
+        leaves = jax.tree.leaves(parameters)
+        kernels = [_outline(leaves[number], axes) for number, axes in flips]
+        self._jitted.lower(kernels, parameters, *arrays).compile()
+        _release_memory()
+        return flips
 
     @property
     def compilations(self) -> int:
@@ -82,15 +96,33 @@ def _flipped(kernel: Any, axes: tuple[int, ...]) -> Any:
     if key not in _kept:
         # By NumPy, because JAX would compile the operation for each shape, in 40 ms.
         flipped = np.ascontiguousarray(_swapped(np.flip(np.asarray(kernel), axes), axes))
-        is_whole = kernel.committed and kernel.is_fully_replicated
-        flipped = jax.device_put(flipped, kernel.sharding if is_whole else None)
+        flipped = jax.device_put(flipped, _place(kernel))
         _kept[key] = weakref.ref(kernel, lambda _: _kept.pop(key, None)), flipped
     return _kept[key][1]
+
+
+def _outline(kernel: Any, axes: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Return what is known of a reversed kernel before there is one."""
+    shape = jax.eval_shape(functools.partial(_swapped, axes=axes), kernel).shape
+    return jax.ShapeDtypeStruct(shape, kernel.dtype, sharding=_place(kernel))
+
+
+def _place(kernel: Any) -> Any:
+    """Return where a reversed kernel is put; nothing if that is left to JAX."""
+    return kernel.sharding if kernel.committed and kernel.is_fully_replicated else None
 
 
 def _swapped(kernel: Any, axes: tuple[int, ...]) -> Any:
     """Swap the two axes that are not reversed, those of the channels."""
     return kernel.swapaxes(*(axis for axis in range(kernel.ndim) if axis not in axes))
+
+
+def _release_memory() -> None:
+    """Give back what a compilation needed, which the C library would keep beside what is used."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library alone has it
+        if trim:
+            trim(0)
 
 
 @functools.cache
