@@ -219,14 +219,23 @@ def test_compiles_once_and_before_kernels_are_flipped(device, monkeypatch):
 
     steps = []
     flip, release = cpu._flipped, cpu._release_memory
-    monkeypatch.setattr(cpu, "_flipped", lambda *args: steps.append("flip") or flip(*args))
-    monkeypatch.setattr(cpu, "_release_memory", lambda: steps.append("release") or release())
     compiled = cpu.Compiled(gradient)
     with compilations() as seen:
+
+        def noted(name, function):
+            def call(*args):
+                steps.append((name, len(seen)))
+                return function(*args)
+
+            return call
+
+        monkeypatch.setattr(cpu, "_flipped", noted("flip", flip))
+        monkeypatch.setattr(cpu, "_release_memory", noted("release", release))
         compiled(parameters, images)
-        assert (len(seen), steps) == (1, ["release", "flip"])
+        assert steps == [("release", 1), ("flip", 1)]
         compiled(parameters, images)
-    assert (len(seen), steps) == (1, ["release", "flip", "flip"])
+        assert steps == [("release", 1), ("flip", 1), ("flip", 1)]
+        assert len(seen) == 1
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
