@@ -90,7 +90,7 @@ def _first(call: Any) -> dict[str, Any]:
 
 def _memory(name: str) -> float:
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 / 1e6  # type: ignore[index]
 
 
 if __name__ == "__main__":
