@@ -81,14 +81,15 @@ def _first(call: Any) -> dict[str, Any]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used without being counted
     Path("/proc/self/clear_refs").write_text("5")  # which forgets the peak so far
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "MB": _memory("VmHWM") - before}
+    return {"seconds": seconds, "MB": memory("VmHWM") - before}
 
 
-def _memory(name: str) -> float:
+def memory(name: str) -> float:
+    """Return in MB what Linux says of this process: ``VmRSS``, or ``VmHWM`` for its peak."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 / 1e6  # type: ignore[index]
 

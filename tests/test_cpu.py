@@ -2,8 +2,6 @@
 
 import gc
 import platform
-import re
-from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
@@ -12,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.alone import memory
 from tests.compilations import compilations
+from tests.required import missing
 from xplique_flax import cpu
 
 RNG = np.random.default_rng(0)
@@ -238,20 +238,33 @@ def test_compiles_once_and_before_kernels_are_flipped(device, monkeypatch):
         assert len(seen) == 1
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
 def test_memory_that_was_freed_is_given_back():
-    def resident():
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
-
+    if platform.libc_ver()[0] != "glibc":
+        missing("The GNU C library")
     blocks = [bytes(50_000) + b"1" for _ in range(2_000)]
-    before = resident()
+    before = memory("VmRSS")
     # What is kept in between is why the C library does not give the rest back by itself.
     blocks = blocks[::100]
-    kept = resident()
+    kept = memory("VmRSS")
     cpu._release_memory()
     assert before - kept < 20
-    assert before - resident() > 60
+    assert before - memory("VmRSS") > 60
+
+
+@pytest.mark.parametrize(
+    ("system", "functions", "calls"),
+    [
+        ("linux", ["malloc_trim"], [mock.call.malloc_trim(0)]),
+        ("linux", [], []),
+        ("darwin", ["malloc_trim"], []),
+    ],
+)
+def test_other_c_libraries_are_left_alone(system, functions, calls, monkeypatch):
+    library = mock.Mock(spec=functions)
+    monkeypatch.setattr(cpu.sys, "platform", system)
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: library)
+    cpu._release_memory()
+    assert library.mock_calls == calls
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):

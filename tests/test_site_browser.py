@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from docs_tools.blocks import find_blocks
 from docs_tools.docstrings import docstrings_with_blocks
 from docs_tools.percent import to_markdown
+from tests.required import missing
 from tests.site_server import PAGES, ROOT, SOURCE_OF, base, file_at, local_file
 
 LIGHTHOUSE = Path(__file__).parent / "browser" / "node_modules" / ".bin" / "lighthouse"
@@ -58,11 +59,6 @@ DROP_REPETITIONS = """() => {
 
 # The scope has the tests of one page run in a row, so that a page is visited once.
 every_page = pytest.mark.parametrize("name", [*PAGES, "404.html"], scope="module")
-
-
-def missing(tool: str) -> None:
-    """Skip the test, or fail it where nothing may be missing."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{tool} was not found")
 
 
 @pytest.fixture(scope="module")
