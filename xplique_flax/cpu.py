@@ -103,7 +103,7 @@ def _flipped(kernel: Any, axes: tuple[int, ...]) -> Any:
 
 def _outline(kernel: Any, axes: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     """Return what is known of a reversed kernel before there is one."""
-    shape = jax.eval_shape(functools.partial(_swapped, axes=axes), kernel).shape
+    shape = _swapped(np.broadcast_to(0, kernel.shape), axes).shape
     return jax.ShapeDtypeStruct(shape, kernel.dtype, sharding=_place(kernel))
 
 
