@@ -29,7 +29,10 @@ COMPUTED = {
     "valid": nn.Conv(8, (5, 5), padding="VALID"),
     "dilated": nn.Conv(8, (3, 3), kernel_dilation=(2, 3)),
     "grouped": nn.Conv(8, (3, 3), feature_group_count=2),
-    "depthwise": nn.Conv(12, (3, 3), feature_group_count=4),
+    "multiplied": nn.Conv(12, (3, 3), feature_group_count=4),
+    "strided groups": nn.Conv(8, (3, 3), (2, 1), feature_group_count=2),
+    "depthwise": nn.Conv(4, (3, 3), feature_group_count=4),
+    "strided depthwise": nn.Conv(4, (3, 3), (2, 1), feature_group_count=4),
     "series": nn.Conv(8, (5,)),
     "volume": nn.Conv(8, (3, 3, 3)),
 }
@@ -70,7 +73,7 @@ def test_convolution_is_the_same(name):
     np.testing.assert_allclose(compiled(None, images), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["square", "wide", "dilated", "depthwise", "series", "volume"])
+@pytest.mark.parametrize("name", [name for name in COMPUTED if name not in ("strided", "padded")])
 def test_gradient_is_the_same(name):
     images, parameters = model(COMPUTED[name])
 
