@@ -32,7 +32,7 @@ if find_spec("torch"):
     PACKAGES += ("torch",)
 LOOK_INSIDE = ("xplique_flax", "native Keras")
 # Short calls are repeated, for so many seconds with one tool, to at most so many rounds.
-_ENOUGH, _MOST_ROUNDS = 1.0, 15
+_ENOUGH, _MOST_ROUNDS = 1.0, 25
 # Inputs, and model calls for each: so that a call takes from a tenth of a second to a few.
 WORK = {"cnn": (4, 64), "resnet": (1, 8), "mlp": (16, 64), "vit": (4, 64)}
 
