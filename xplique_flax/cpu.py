@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -139,11 +140,32 @@ def convolution(inputs: Any, kernel: Any, **params: Any) -> Any:
     """
     if params["feature_group_count"] > 1 and max(params["lhs_dilation"], default=1) > 1:
         inputs, params = _without_dilation(inputs, params)
+    if not _is_plain(inputs, kernel, **params):
+        return NotImplemented
     for compute in (onednn.convolution, windows.depthwise_convolution):
         result = compute(inputs, kernel, **params)
         if result is not NotImplemented:
             return result
     return NotImplemented
+
+
+def _is_plain(
+    inputs: Any,
+    kernel: Any,
+    *,
+    lhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    batch_group_count: int,
+    preferred_element_type: Any = None,
+    **_: Any,
+) -> bool:
+    """Return whether inputs and outputs have the channels last, and all else is as usual."""
+    channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
+    return (
+        dimension_numbers.lhs_spec == dimension_numbers.out_spec == channels_last
+        and inputs.dtype == kernel.dtype == np.float32 == (preferred_element_type or np.float32)
+        and math.prod(lhs_dilation) == batch_group_count == 1
+    )
 
 
 def _without_dilation(inputs: Any, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -88,29 +88,20 @@ def depthwise_convolution(
     *,
     window_strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int],
     rhs_dilation: Sequence[int],
     dimension_numbers: lax.ConvDimensionNumbers,
     feature_group_count: int,
-    preferred_element_type: Any = None,
     **_: Any,
 ) -> Any:
-    """Compute ``conv_general_dilated`` where each channel is convolved by itself.
+    """Compute a convolution with the channels last where each channel is convolved by itself.
 
     It takes a fortieth to a seventh of the time of XLA's own convolution.
     """
     outputs, inwards, *axes = dimension_numbers.rhs_spec
     taps = kernel.transpose(*axes, inwards, outputs)
     *window, per_group, channels = taps.shape
-    channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
-    is_depthwise = (
-        dimension_numbers.lhs_spec == dimension_numbers.out_spec == channels_last
-        and inputs.dtype == kernel.dtype == jnp.float32 == (preferred_element_type or jnp.float32)
-        and (per_group, channels) == (1, feature_group_count)
-        and math.prod(lhs_dilation) == 1
-        and math.prod(window) <= _LARGEST_DEPTHWISE_WINDOW
-    )
-    if not is_depthwise:
+    is_depthwise = (per_group, channels) == (1, feature_group_count)
+    if not is_depthwise or math.prod(window) > _LARGEST_DEPTHWISE_WINDOW:
         return NotImplemented
     zeros = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
     padded = lax.pad(inputs, np.zeros((), inputs.dtype), zeros)
