@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The arguments of each: one batch of all samples shows whether memory grows with them.
+# The arguments of each: one batch of all samples shows whether memory grows with them. Without
+# a `batch_size`, Integrated Gradients would compute as many samples at once as there are inputs.
 METHODS: dict[str, dict[str, Any]] = {
     "Saliency": {},
-    "IntegratedGradients": {"batch_size": None},
+    "IntegratedGradients": {"batch_size": 1024},
     "Rise": {},
 }
 PURE_JAX = "pure JAX"
