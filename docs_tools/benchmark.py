@@ -27,8 +27,8 @@ GROUPS = {
 }
 INKS = {"light": "black", "dark": "#dcdee5"}
 ALT = (
-    "Bars for each network and each group of methods: the mean time of xplique_flax, divided by "
-    "that of each other tool. The tables below give the same numbers for each method."
+    "Bars for each network and each group of methods: the time of xplique_flax, divided by that of "
+    "each other tool, as a geometric mean. The tables below give the ratios for each method."
 )
 _DIRECTIVE = re.compile(r"^<!-- benchmark: (\w+) -->$", re.MULTILINE)
 
