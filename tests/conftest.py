@@ -1,12 +1,16 @@
 """What several test modules share."""
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import clean_environment, site_server
+
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +53,29 @@ def reader(tmp_path_factory, distributions) -> Path:
 def shared_by_workers(tmp_path_factory) -> Path:
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test that is marked `alone` while no other worker runs one."""
+    if not hasattr(item.config, "workerinput"):  # the only worker, or one that a test has started
+        return (yield)
+    with in_turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def in_turn(alone: bool) -> Iterator[None]:
+    """Lock two folders: the first keeps others from starting, the second is held while one runs."""
+    starting, running = (os.open(folder, os.O_RDONLY) for folder in (TESTS, TESTS / "browser"))
+    try:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(starting, fcntl.LOCK_UN)
+        yield
+    finally:
+        os.close(starting)
+        os.close(running)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -362,6 +362,7 @@ def heaviest_tutorial(built_site) -> str:
     return max((name for name in PAGES if name.startswith("tutorials/")), key=size)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("device", ["desktop", "mobile"])
 @pytest.mark.parametrize("name", ["", "faq/", "the heaviest tutorial"])
 def test_lighthouse(lighthouse, heaviest_tutorial, record_property, device, name):
@@ -370,7 +371,7 @@ def test_lighthouse(lighthouse, heaviest_tutorial, record_property, device, name
     options = ["--preset=desktop"]
     if device == "mobile":
         enough, options = {"performance": 90}, []
-    # Other tests that run meanwhile can only make a page look slower, so the best of three counts.
+    # What else the machine does can only make a page look slower, so the best of three counts.
     for _ in range(3):
         scores = lighthouse(name, *options)
         if all(scores[category] >= score for category, score in enough.items()):
