@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from . import onednn, windows
+from . import onednn, transposed, windows
 from .jaxprs import flipped_kernels, substitute
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
@@ -135,13 +134,15 @@ def _known_options() -> dict[str, Any]:
 def convolution(inputs: Any, kernel: Any, **params: Any) -> Any:
     """Compute ``conv_general_dilated`` in the first way that is quicker than XLA's.
 
-    The gradient of a strided convolution has zeros between its inputs. With groups of channels,
-    they are written out for the quicker ways, which take none. Without groups, that does not pay.
+    With groups of channels, zeros between the inputs are written out for the quicker ways, which
+    take none.
     """
-    if params["feature_group_count"] > 1 and max(params["lhs_dilation"], default=1) > 1:
-        inputs, params = _without_dilation(inputs, params)
     if not _is_plain(inputs, kernel, **params):
         return NotImplemented
+    if max(params["lhs_dilation"], default=1) > 1:
+        if params["feature_group_count"] == 1:
+            return transposed.convolution(inputs, kernel, **params)
+        inputs, params = _without_dilation(inputs, params)
     for compute in (onednn.convolution, windows.depthwise_convolution):
         result = compute(inputs, kernel, **params)
         if result is not NotImplemented:
@@ -153,18 +154,17 @@ def _is_plain(
     inputs: Any,
     kernel: Any,
     *,
-    lhs_dilation: Sequence[int],
     dimension_numbers: lax.ConvDimensionNumbers,
     batch_group_count: int,
     preferred_element_type: Any = None,
     **_: Any,
 ) -> bool:
-    """Return whether inputs and outputs have the channels last, and all else is as usual."""
+    """Return whether inputs and outputs are in float32, with the channels last."""
     channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
     return (
         dimension_numbers.lhs_spec == dimension_numbers.out_spec == channels_last
         and inputs.dtype == kernel.dtype == np.float32 == (preferred_element_type or np.float32)
-        and math.prod(lhs_dilation) == batch_group_count == 1
+        and batch_group_count == 1
     )
 
 
