@@ -18,13 +18,18 @@ from xplique_flax import cpu
 RNG = np.random.default_rng(0)
 
 
-def is_left_to_xla(primitive, compiled, *arrays, parameters=None):
-    """Return whether a primitive is in what is given to XLA."""
+def given_to_xla(compiled, *arrays, parameters=None):
+    """Return the jaxpr of what is given to XLA, as a text."""
     compiled(parameters, *arrays)
     calls = mock.Mock(wraps=compiled._jitted)
     with mock.patch.object(compiled, "_jitted", calls):
         compiled(parameters, *arrays)
-    return f" {primitive}[" in str(compiled._jitted.trace(*calls.call_args.args).jaxpr)
+    return str(compiled._jitted.trace(*calls.call_args.args).jaxpr)
+
+
+def is_left_to_xla(primitive, compiled, *arrays, parameters=None):
+    """Return whether a primitive is in what is given to XLA."""
+    return f" {primitive}[" in given_to_xla(compiled, *arrays, parameters=parameters)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
