@@ -36,7 +36,8 @@ def convolution(
     zeros with the rest of it. Such outputs, a phase, are a convolution of their own. All phases are
     one convolution where that wastes nothing, or little since there are few channels: of images.
 
-    It takes 0.05 to 0.95 of the time of XLA, which multiplies the zeros as well.
+    It takes 0.05 to 0.95 of the time of XLA, which multiplies the zeros as well, and less than a
+    tenth in three dimensions.
     """
     outputs, inwards, *window = dimension_numbers.rhs_spec
     kernel = kernel.transpose(*window, inwards, outputs)
