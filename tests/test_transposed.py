@@ -71,6 +71,17 @@ def assert_same(function, parameters, images, tolerance=1e-5):
     np.testing.assert_allclose(given, expected, rtol=10 * tolerance, atol=tolerance * largest)
 
 
+def convolution(numbers, strides, padding, steps):
+    """Return JAX's convolution itself, of inputs that have a step from one to the next."""
+
+    def convolve(kernel, x):
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, lhs_dilation=steps, dimension_numbers=numbers
+        )
+
+    return convolve
+
+
 @pytest.mark.usefixtures("_onednn")
 @pytest.mark.parametrize("features", [3, 17], ids=["few", "many"])
 @pytest.mark.parametrize("name", COMPUTED)
@@ -124,11 +135,7 @@ def test_strided_convolution_of_inputs_with_zeros_is_left_to_xla():
     images = jnp.array(RNG.normal(size=(3, 9, 9, 3)), "float32")
     kernel = jnp.array(RNG.normal(size=(3, 3, 3, 3)), "float32")
 
-    def convolve(kernel, x):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, (1, 3), [(0, 0)] * 2, lhs_dilation=(2, 2), dimension_numbers=numbers
-        )
+    convolve = convolution(("NHWC", "HWIO", "NHWC"), (1, 3), [(0, 0)] * 2, (2, 2))
 
     assert has_zeros(convolve, kernel, images)
     assert_same(convolve, kernel, images)
@@ -139,11 +146,7 @@ def test_negative_padding_is_carried_out():
     images = jnp.array(RNG.normal(size=(20, 7, 4)), "float32")
     kernel = jnp.array(RNG.normal(size=(5, 4, 16)), "float32")
 
-    def convolve(kernel, x):
-        numbers = ("NHC", "HIO", "NHC")
-        return lax.conv_general_dilated(
-            x, kernel, (1,), [(-2, 4)], lhs_dilation=(3,), dimension_numbers=numbers
-        )
+    convolve = convolution(("NHC", "HIO", "NHC"), (1,), [(-2, 4)], (3,))
 
     assert not has_zeros(convolve, kernel, images)
     assert_same(convolve, kernel, images)
@@ -153,11 +156,7 @@ def test_kernel_may_be_stored_in_another_order():
     images = jnp.array(RNG.normal(size=(2, 9, 10, 4)), "float32")
     kernel = jnp.array(RNG.normal(size=(5, 3, 4, 3)), "float32")
 
-    def convolve(kernel, x):
-        numbers = ("NHWC", "OHIW", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), [(2, 1)] * 2, lhs_dilation=(2, 2), dimension_numbers=numbers
-        )
+    convolve = convolution(("NHWC", "OHIW", "NHWC"), (1, 1), [(2, 1)] * 2, (2, 2))
 
     assert not has_zeros(convolve, kernel, images)
     assert_same(convolve, kernel, images)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import onednn
+from .windows import with_padding
 
 _FEW_CHANNELS = 16
 _MOST_PHASES = 16
@@ -92,8 +93,7 @@ def _convolved(
     """Convolve by oneDNN if that pays, as it does for few channels."""
     if min(map(min, padding)) < 0:
         # With some negative padding, XLA's convolutions read what is not there.
-        around = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-        inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), around)
+        inputs = with_padding(inputs, [(0, 0), *padding, (0, 0)], 0)
         padding = [(0, 0)] * len(padding)
     params = params | {"padding": padding}
     result = onednn.convolution(inputs, kernel, **params) if has_few else NotImplemented

@@ -31,7 +31,7 @@ def max_pool(
     is_floating = jnp.issubdtype(inputs.dtype, jnp.floating)
     if is_dilated or not is_floating or math.prod(window_dimensions) > _LARGEST_WINDOW:
         return NotImplemented
-    padded = _padded(inputs, padding, -jnp.inf)
+    padded = with_padding(inputs, padding, -jnp.inf)
     spans = zip(padded.shape, window_dimensions, window_strides, strict=True)
     shape = [(size - window) // stride + 1 for size, window, stride in spans]
     values = [
@@ -56,7 +56,7 @@ def max_pool_gradient(
     """
     if math.prod(window_dimensions) > _LARGEST_WINDOW:
         return NotImplemented
-    padded = _padded(inputs, padding, -jnp.inf)
+    padded = with_padding(inputs, padding, -jnp.inf)
     places = _places(window_dimensions)
     values = [_values_at(padded, place, gradient.shape, window_strides) for place in places]
     largest, where = values[0], jnp.zeros(gradient.shape, "int32")
@@ -102,7 +102,7 @@ def depthwise_convolution(
     is_depthwise = (per_group, channels) == (1, feature_group_count)
     if not is_depthwise or math.prod(window) > _LARGEST_DEPTHWISE_WINDOW:
         return NotImplemented
-    padded = _padded(inputs, [(0, 0), *padding, (0, 0)], 0)
+    padded = with_padding(inputs, [(0, 0), *padding, (0, 0)], 0)
     spans = zip(padded.shape[1:-1], window, rhs_dilation, window_strides, strict=True)
     sizes = [(n - (k - 1) * step - 1) // stride + 1 for n, k, step, stride in spans]
     if min(sizes, default=0) < 1:
@@ -120,7 +120,8 @@ def depthwise_convolution(
     return functools.reduce(jnp.add, values)
 
 
-def _padded(inputs: Any, padding: Sequence[tuple[int, int]], value: float) -> Any:
+def with_padding(inputs: Any, padding: Sequence[tuple[int, int]], value: float) -> Any:
+    """Put a value around an array, or take away what is there where the padding is negative."""
     padder = jnp.array(value, inputs.dtype)
     return lax.pad(inputs, padder, [(low, high, 0) for low, high in padding])
 
