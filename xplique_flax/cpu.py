@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from . import onednn, transposed, windows
+from . import onednn, relus, transposed, windows
 from .jaxprs import flipped_kernels, substitute
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
@@ -78,7 +78,8 @@ class Compiled:
             variable: _swapped(kernel, axes)
             for kernel, (variable, (_, axes)) in zip(kernels, flips.items(), strict=True)
         }
-        results = substitute(traced.jaxpr, _SUBSTITUTES, jax.tree.leaves(arguments), known)
+        arrays = jax.tree.leaves(arguments)
+        results = substitute(traced.jaxpr, _SUBSTITUTES, arrays, known, relus.kept)
         return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
 
 
@@ -185,6 +186,7 @@ def _without_dilation(inputs: Any, params: dict[str, Any]) -> tuple[Any, dict[st
 
 _SUBSTITUTES: dict[str, Callable] = {
     "conv_general_dilated": convolution,
+    "max": relus.maximum,
     "reduce_window_max": windows.max_pool,
     "select_and_scatter_add": windows.max_pool_gradient,
 }

@@ -17,6 +17,7 @@ _TAG = "xplique_flax"
 _INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
 LONGEST_UNROLLED = 128
 _CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
+_PRODUCTS = ("conv_general_dilated", "dot_general")
 
 # What a value depends on, each including those before it.
 _NOTHING, _PARAMETERS, _INPUTS = range(3)
@@ -139,6 +140,7 @@ def substitute(
     substitutes: Mapping[str, Callable],
     arguments: Sequence[Any],
     known: Mapping[Any, Any],
+    keep: Callable,
 ) -> list[Any]:
     """Evaluate a jaxpr with other functions in the place of some primitives.
 
@@ -153,10 +155,14 @@ def substitute(
         The arguments of the jaxpr.
     known
         Variables whose values are known already.
+    keep
+        A function of each mask that is needed again after a product of matrices or a convolution,
+        which returns the same mask.
     """
-    jaxpr = closed.jaxpr
+    jaxpr = _comparing_outputs(closed.jaxpr)
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
     env |= known
+    kept = _kept_masks(jaxpr)
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
@@ -171,19 +177,57 @@ def substitute(
             result = substitutes[name](*values, **eqn.params)
         if result is not NotImplemented:
             results = [result]
-        elif name in _INLINED and any(
+        elif name in (*_INLINED, "custom_jvp_call") and any(
             e.primitive.name in substitutes for e in equations_within(eqn)
         ):
-            results = substitute(_called(eqn), substitutes, values, {})
+            results = substitute(_called(eqn), substitutes, values, {}, keep)
         else:
             results = _bind(jaxpr, eqn, values)
-        env.update(zip(eqn.outvars, results, strict=True))
+        for variable, result in zip(eqn.outvars, results, strict=True):
+            env[variable] = keep(result) if variable in kept else result
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _called(call: core.JaxprEqn) -> core.ClosedJaxpr:
-    inner = call.params["jaxpr"]
+    inner = call.params["call_jaxpr" if "call_jaxpr" in call.params else "jaxpr"]
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+
+
+def _comparing_outputs(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """Compare what ReLUs return with their bounds, and not what they are given.
+
+    It is the same, and what they are given is not needed any longer.
+    """
+    relus = {}
+    equations = []
+    for eqn in jaxpr.eqns:
+        ceiling, name = relu_ceiling(eqn), eqn.primitive.name
+        if ceiling is not None and is_variable(eqn.invars[0]):
+            relus[eqn.invars[0]] = eqn.outvars[0], {"gt": 0.0, "lt": ceiling}
+        elif name in ("gt", "lt") and is_variable(eqn.invars[0]):
+            compared, bound = eqn.invars
+            output, bounds = relus.get(compared, (compared, {}))
+            if isinstance(bound, core.Literal) and bound.val == bounds.get(name):
+                eqn = eqn.replace(invars=[output, bound])
+        equations.append(eqn)
+    return jaxpr.replace(eqns=equations)
+
+
+def _kept_masks(jaxpr: core.Jaxpr) -> set[Any]:
+    """Return the masks that are needed again after a product of matrices or a convolution."""
+    last_use = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in only_variables(eqn.invars)}
+    products = [
+        i
+        for i, eqn in enumerate(jaxpr.eqns)
+        if any(e.primitive.name in _PRODUCTS for e in (eqn, *equations_within(eqn)))
+    ]
+    return {
+        variable
+        for i, eqn in enumerate(jaxpr.eqns)
+        for variable in eqn.outvars
+        if getattr(variable.aval, "dtype", "") == "bool"
+        if any(i <= product < last_use.get(variable, -1) for product in products)
+    }
 
 
 def _is_unrolled(scan: core.JaxprEqn, known: Sequence[_Known]) -> bool:
