@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 # time: a pass then takes up to half as long again. XLA needs up to twice what is alive.
 _ALIVE = 20e6
 # Bytes that the operations of the forward pass may write where a gradient is computed, for the same
-# reason: most of them have to be kept.
+# reason: apart from those of ReLUs, most results have to be kept.
 _WRITTEN = 64e6
 # How many samples are computed at once where a single one needs more than that.
 _FEWEST = 4
