@@ -125,3 +125,13 @@ def test_convolution_says_where_its_channels_are():
 )
 def test_operations_have_the_names_that_users_know(function, name):
     assert jaxprs.operation_name(equations(function, jnp.ones((1, 4, 4, 2)))) == name
+
+
+def test_arguments_that_results_depend_on():
+    def function(a, b, c, d):
+        return a * jnp.sin(b), jnp.zeros(c.shape), jax.jit(jnp.exp)(d)
+
+    closed = jax.make_jaxpr(lambda *arguments: function(*arguments)[:2])(X, X, X, X)
+    assert jaxprs.read_arguments(closed.jaxpr) == [True, True, False, False]
+    closed = jax.make_jaxpr(function)(X, X, X, X)
+    assert jaxprs.read_arguments(closed.jaxpr) == [True, True, False, True]

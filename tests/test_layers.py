@@ -56,6 +56,39 @@ def largest_difference(given, expected):
     return np.abs(given - expected).max() / np.abs(expected).max()
 
 
+class Pooled(nn.Module):
+    """A maximum, whose gradient reads its input, and linear parts, whose gradients do not."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3), name="stem")(x)), (2, 2), (2, 2))
+        return nn.Dense(10)(Block(6)(x).mean((1, 2)))
+
+
+class TwoRows(nn.Module):
+    """Two rows for each sample."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8)(x.reshape(2 * len(x), -1)))
+        return nn.Dense(5)(x).reshape(len(x) // 2, 10)
+
+
+def with_changed_relus(module, parameters, rule):
+    """The gradient where that of ``relu(x)`` is ``rule(x, g)`` of the gradient g, in JAX alone."""
+
+    @jax.custom_vjp
+    def relu(x):
+        return jnp.maximum(x, 0)
+
+    relu.defvjp(lambda x: (relu(x), x), lambda x, g: (rule(x, jnp.maximum(g, 0)),))
+    original, nn.relu = nn.relu, relu
+    try:
+        return jax.grad(lambda x: (module.apply(parameters, x) * TARGETS).sum())(DIGITS)
+    finally:
+        nn.relu = original
+
+
 def chain(model):
     """The same model, through its layers one by one."""
     return tf.keras.Model(model.inputs, model.outputs)
@@ -605,6 +638,30 @@ class TestClones:
         assert len(calls) == parts - 1 + parts
 
     @pytest.mark.parametrize(
+        ("module", "read", "parts"), [(Residual, 3, 4), (Pooled, 1, 4), (TwoRows, 0, 2)]
+    )
+    def test_outputs_are_computed_where_a_gradient_reads_them(self, module, read, parts, calls):
+        """The gradients of a softmax and of a maximum do, and not those of what is linear."""
+        model, _ = wrap(module(), DIGITS)
+        DeconvNet(model)(DIGITS, TARGETS)
+        assert len(calls) == read + parts
+
+    def test_gradient_of_a_part_without_a_batch(self):
+        """How many samples there are can't be told from its cotangent."""
+
+        class Averaged(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.Dense(10)(x) + nn.relu(nn.Dense(10)(x).mean(0))
+
+        graph = wrap(Averaged(), WINE)[0]._fused.graph
+        mean = next(i for i, cell in enumerate(graph.cells) if cell.relu is not None) - 1
+        function = graph.section(mean, mean + 1).function
+        rows, cotangent = np.ones((4, 10), "float32"), np.arange(10, dtype="float32")
+        (gradient,) = function.pullback({}, rows, cotangent)
+        np.testing.assert_allclose(gradient, np.tile(cotangent / 4, (4, 1)))
+
+    @pytest.mark.parametrize(
         "change",
         [
             {"clone_function": leaky},
@@ -647,25 +704,12 @@ class TestClones:
 
 
 class TestReLUs:
-    def test_gradients_of_changed_relus(self):
-        """Guided Backprop and DeconvNet against their definition, in JAX alone."""
-        model, parameters = wrap(Residual(), DIGITS)
-
-        def changed(rule):
-            @jax.custom_vjp
-            def relu(x):
-                return jnp.maximum(x, 0)
-
-            relu.defvjp(lambda x: (relu(x), x), lambda x, g: (rule(x, jnp.maximum(g, 0)),))
-            original, nn.relu = nn.relu, relu
-            try:
-                score = lambda x: (Residual().apply(parameters, x) * TARGETS).sum()  # noqa: E731
-                return jax.grad(score)(DIGITS)
-            finally:
-                nn.relu = original
-
-        guided = changed(lambda x, g: g * (x > 0))
-        deconv = changed(lambda x, g: g)
+    @pytest.mark.parametrize("module", [Residual, Pooled, TwoRows])
+    def test_gradients_of_changed_relus(self, module):
+        """Guided Backprop and DeconvNet against their definition."""
+        model, parameters = wrap(module(), DIGITS)
+        guided = with_changed_relus(module(), parameters, lambda x, g: g * (x > 0))
+        deconv = with_changed_relus(module(), parameters, lambda x, g: g)
         assert largest_difference(GuidedBackprop(model)(DIGITS, TARGETS), guided) < 1e-5
         assert largest_difference(DeconvNet(model)(DIGITS, TARGETS), deconv) < 1e-5
 

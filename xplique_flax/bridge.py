@@ -8,15 +8,18 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
 from . import gpu
 from .batches import Batches
 from .cpu import Compiled
+from .jaxprs import read_arguments
 
 Parameters = Any  # any pytree of arrays
 Spec = tuple[list[int | None] | None, tf.DType]
@@ -25,6 +28,17 @@ Spec = tuple[list[int | None] | None, tf.DType]
 def within(mesh: Any) -> AbstractContextManager[Any]:
     """Return the context of a mesh, if there is one."""
     return nullcontext() if mesh.empty else jax.set_mesh(mesh)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a function before it gets any values."""
+
+    parameters: Parameters
+    cotangents: Sequence[jax.ShapeDtypeStruct]
+    """Those of a batch of any size."""
+    arrays: Callable[[Sequence[Any]], Sequence[jax.ShapeDtypeStruct]]
+    """Returns the arrays that belong to some cotangents."""
 
 
 class JaxFunction:
@@ -40,6 +54,8 @@ class JaxFunction:
         The same for what the function returns.
     batches
         In which sizes to run batches, if the batch is the first axis of all arrays.
+    outline
+        With it, the pullback takes only the arrays whose values it reads.
     """
 
     def __init__(
@@ -48,6 +64,7 @@ class JaxFunction:
         inputs: Sequence[bool],
         outputs: Sequence[bool],
         batches: Batches | None = None,
+        outline: Outline | None = None,
     ) -> None:
         self._function = function
         # TensorFlow calls from threads of its own, where the mesh of the user's thread is not set.
@@ -55,13 +72,14 @@ class JaxFunction:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._batches = batches
+        self._outline = outline
         self.jitted = Compiled(function)
         self._pullback: JaxFunction | None = None
         self._lock = threading.Lock()
 
     @property
     def pullback(self) -> JaxFunction:
-        """``(parameters, *arrays, *cotangents)`` to the gradients of the floating arrays.
+        """``(parameters, *read, *cotangents)`` to the gradients of the floating arrays.
 
         It recomputes the function, so that asking for a gradient costs exactly one forward and
         one backward pass, in one compiled call.
@@ -71,7 +89,7 @@ class JaxFunction:
                 with self.mesh():
                     self._pullback = JaxFunction(
                         self._pull_back,
-                        inputs=self._inputs + (True,) * sum(self._outputs),
+                        inputs=(*self.read_by_pullback(self._inputs), *filter(None, self._outputs)),
                         outputs=(True,) * sum(self._inputs),
                         batches=self._batches and self._batches.of_pullback(),
                     )
@@ -88,9 +106,38 @@ class JaxFunction:
         """Return the context of the mesh that was set when the function was made."""
         return within(self._mesh)
 
-    def _pull_back(self, parameters: Parameters, *arrays_and_cotangents: Any) -> tuple:
-        arrays = arrays_and_cotangents[: len(self._inputs)]
-        cotangents = arrays_and_cotangents[len(self._inputs) :]
+    def read_by_pullback(self, arrays: Sequence[Any]) -> list[Any]:
+        """Return those of the function's arrays that its pullback takes.
+
+        A linear function's reads none: TensorFlow then does not compute them for the pullback.
+        """
+        return list(itertools.compress(arrays, self._reads))
+
+    @functools.cached_property
+    def _reads(self) -> list[bool]:
+        if self._outline is None:
+            return [True] * len(self._inputs)
+        parameters, cotangents = self._outline.parameters, self._outline.cotangents
+        arrays = self._outline.arrays(cotangents)
+        with self.mesh():
+            traced = jax.make_jaxpr(self._gradients)(parameters, arrays, cotangents)
+        first = len(jax.tree.leaves(parameters))
+        return read_arguments(traced.jaxpr)[first : first + len(arrays)]
+
+    def _pull_back(self, parameters: Parameters, *read_and_cotangents: Any) -> tuple:
+        read = iter(read_and_cotangents[: sum(self._reads)])
+        cotangents = read_and_cotangents[sum(self._reads) :]
+        if self._outline is None:
+            return self._gradients(parameters, list(read), cotangents)
+        arrays = [
+            next(read) if is_read else jnp.zeros(array.shape, array.dtype)
+            for is_read, array in zip(self._reads, self._outline.arrays(cotangents), strict=True)
+        ]
+        return self._gradients(parameters, arrays, cotangents)
+
+    def _gradients(
+        self, parameters: Parameters, arrays: Sequence[Any], cotangents: Sequence[Any]
+    ) -> tuple:
         floating = [i for i, is_floating in enumerate(self._inputs) if is_floating]
 
         def of_floating(*values: Any) -> tuple:
@@ -131,6 +178,10 @@ class Bridge:
             if self._pullback is None:
                 self._pullback = Bridge(self._function.pullback, self._parameters)
             return self._pullback
+
+    def read_by_pullback(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Return those of the function's tensors that its pullback takes."""
+        return self._function.read_by_pullback(tensors)
 
     # AutoGraph would convert the sources of JAX. The decorator leaves a __wrapped__ behind, by
     # which Xplique knows a watched layer: it stands here, and not at the layers' call.
@@ -176,8 +227,9 @@ def _differentiable(
             gradients: list[tf.Tensor | None] = [None] * len(inputs)
             if not floating or not cotangents:
                 return gradients
-            pulled = _alive(reference).pullback(
-                [*inputs, *cotangents],
+            bridge = _alive(reference)
+            pulled = bridge.pullback(
+                [*bridge.read_by_pullback(inputs), *cotangents],
                 [(_static_shape(inputs[i]), inputs[i].dtype) for i in floating],
             )
             for i, value in zip(floating, pulled, strict=True):

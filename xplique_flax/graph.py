@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from .bridge import JaxFunction, within
+from .bridge import JaxFunction, Outline, within
 from .devices import Devices
 from .jaxprs import convolution_ranks, inline, is_convolution, operation_name
 from .trace import MODEL_INPUT, Ref, Slice, Trace
@@ -32,6 +32,10 @@ class Value:
         if batch is None:
             return tuple(None if slope else offset for slope, offset in self.dims)
         return tuple(slope * batch + offset for slope, offset in self.dims)
+
+    def outline(self, batch: int) -> jax.ShapeDtypeStruct:
+        """Return the shape and dtype at a batch size."""
+        return jax.ShapeDtypeStruct(self.shape(batch), self.dtype)
 
     @property
     def is_floating(self) -> bool:
@@ -269,11 +273,30 @@ class Graph:
                 values |= {(index, i): result for i, result in enumerate(results)}
             return tuple(values[ref] for ref in outputs)
 
-        read, written = (
-            [self.value(ref).is_floating for ref in refs] for refs in (inputs, outputs)
-        )
+        read, written = ([self.value(ref) for ref in refs] for refs in (inputs, outputs))
+        floating = [[value.is_floating for value in values] for values in (read, written)]
+        outline = self._outline(start, stop, read, written)
         with within(self._mesh):
-            return Section(inputs, outputs, JaxFunction(function, read, written))
+            jitted = JaxFunction(function, floating[0], floating[1], outline=outline)
+        return Section(inputs, outputs, jitted)
+
+    def _outline(
+        self, start: int, stop: int, read: Sequence[Value], written: Sequence[Value]
+    ) -> Outline | None:
+        """Return what is known of a section, if its batch size can be told from its outputs."""
+        explained = [value for value in written if value.is_floating]
+        place = _batch_axis(explained)
+        if place is None:
+            return None
+        index, axis, slope = place
+
+        def arrays(cotangents: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+            batch = cotangents[index].shape[axis] // slope
+            return [value.outline(batch) for value in read]
+
+        numbers = {i for cell in self.cells[start:stop] for i in (*cell.leaves, *cell.shared)}
+        leaves = {i: self._leaves[i] for i in numbers}
+        return Outline(leaves, [value.outline(_TRACED_SIZES[0]) for value in explained], arrays)
 
     def prefix(self, layer: str, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate the model up to the first call of a layer, with the tags in it."""

@@ -135,6 +135,15 @@ def flipped_kernels(jaxpr: core.Jaxpr, count: int) -> dict[Any, tuple[int, tuple
     }
 
 
+def read_arguments(jaxpr: core.Jaxpr) -> list[bool]:
+    """Return for each argument whether the results depend on its values."""
+    needed = set(only_variables(jaxpr.outvars))
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed.update(only_variables(eqn.invars))
+    return [variable in needed for variable in jaxpr.invars]
+
+
 def substitute(
     closed: core.ClosedJaxpr,
     substitutes: Mapping[str, Callable],
