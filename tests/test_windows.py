@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tests.test_cpu import is_left_to_xla
+from tests.test_cpu import given_to_xla, is_left_to_xla
 from xplique_flax import cpu, onednn
 
 RNG = np.random.default_rng(0)
@@ -45,6 +45,32 @@ def test_gradient_of_max_pooling_goes_to_the_first_maximum(window, strides, padd
     np.testing.assert_allclose(
         *(np.asarray(a, "float32") for a in (given, expected)), atol=tolerance
     )
+
+
+def gradient_of_max_pooling(_, x):
+    return jax.grad(lambda y: nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1))).sum())(x)
+
+
+def test_maxima_are_found_before_their_gradients():
+    """Or XLA would find each of them anew for each number that it may be the source of."""
+    images = jnp.array(RNG.normal(size=(2, 9, 10, 3)), "float32")
+    compiled = cpu.Compiled(gradient_of_max_pooling)
+    executable = compiled._jitted.lower([], None, images).compile()
+    assert executable.as_text().count(" conditional(") == 1
+
+
+def test_devices_need_not_agree_on_a_branch(monkeypatch):
+    images = jnp.array(RNG.normal(size=(2, 9, 10, 3)), "float32")
+    expected = cpu.Compiled(gradient_of_max_pooling)(None, images)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    compiled = cpu.Compiled(gradient_of_max_pooling)
+    assert " cond[" not in given_to_xla(compiled, images)
+    np.testing.assert_array_equal(compiled(None, images), expected)
+
+
+def test_gradient_of_max_pooling_of_nothing():
+    images = jnp.zeros((0, 9, 10, 3))
+    assert cpu.Compiled(gradient_of_max_pooling)(None, images).shape == images.shape
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _LARGEST_WINDOW = 32
@@ -52,20 +54,28 @@ def max_pool_gradient(
     """Compute ``select_and_scatter_add``: each gradient goes to the first maximum of its window.
 
     XLA has a loop over the windows for it, on one core and a number at a time. Here it is one
-    operation on whole arrays for each place in the window, with the same result.
+    operation on whole arrays for each place in the window, with the same result. The
+    maxima are found before: where windows of 3 x 3 overlap, it takes a sixth of the time.
     """
-    if math.prod(window_dimensions) > _LARGEST_WINDOW:
+    if math.prod(window_dimensions) > _LARGEST_WINDOW or not gradient.size:
         return NotImplemented
-    padded = with_padding(inputs, padding, -jnp.inf)
     places = _places(window_dimensions)
-    values = [_values_at(padded, place, gradient.shape, window_strides) for place in places]
-    largest, where = values[0], jnp.zeros(gradient.shape, "int32")
-    for index, value in enumerate(values[1:], 1):
-        is_larger = ~(largest >= value)
-        largest = jnp.where(is_larger, value, largest)
-        where = jnp.where(is_larger, index, where)
 
+    def find(inputs: Any) -> Any:
+        """Return the place of each window's first maximum."""
+        padded = with_padding(inputs, padding, -jnp.inf)
+        largest: Any = -jnp.inf
+        where = jnp.zeros(gradient.shape, "int8")
+        for index, place in enumerate(places):
+            value = _values_at(padded, place, gradient.shape, window_strides)
+            is_larger = ~(largest >= value)
+            largest = jnp.where(is_larger, value, largest)
+            where = jnp.where(is_larger, np.int8(index), where)
+        return where
+
+    where = _apart(find, inputs)
     parts = {place: jnp.where(where == index, gradient, 0) for index, place in enumerate(places)}
+    sizes = [low + size + high for (low, high), size in zip(padding, inputs.shape, strict=True)]
     for axis in reversed(range(gradient.ndim)):
         fronts = dict.fromkeys(place[:axis] for place in parts)
         parts = {
@@ -73,12 +83,23 @@ def max_pool_gradient(
                 [parts[*front, i] for i in range(window_dimensions[axis])],
                 axis,
                 window_strides[axis],
-                padded.shape[axis],
+                sizes[axis],
             )
             for front in fronts
         }
     ends = [low + size for (low, _), size in zip(padding, inputs.shape, strict=True)]
     return lax.slice(parts[()], [low for low, _ in padding], ends)
+
+
+def _apart(function: Callable[[Any], Any], array: Any) -> Any:
+    """Compute a function of an array before what reads the result.
+
+    XLA would compute it anew for each number that is read of it. It does not look into branches,
+    and which of the two is taken makes no difference.
+    """
+    if jax.device_count() > 1:  # they would have to agree on a branch
+        return function(array)
+    return lax.cond(array[(0,) * array.ndim] > 0, function, function, array)
 
 
 def depthwise_convolution(
