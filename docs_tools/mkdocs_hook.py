@@ -53,6 +53,10 @@ MATHS = re.compile(
     re.DOTALL,
 )
 
+# Names, spaces, operators and punctuation need no look of their own. Their elements are most of
+# those of a long page, and Material has a browser compute the styles of all several times.
+PLAIN_CODE = re.compile(r'<span class="[nopw]">([^<]*)</span>')
+
 log = logging.getLogger("mkdocs.hooks.execute")
 serving = False
 session: Session
@@ -171,7 +175,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
     if shown != expected:
         # No Python block may reach a page by a way that the executor does not see.
         _fail(f"{page.file.src_uri} shows {shown} Python blocks, but {expected} were executed")
-    content = MATHS.sub(_mathml, content)
+    content = PLAIN_CODE.sub(r"\1", MATHS.sub(_mathml, content))
     if page.file.src_uri.endswith(".py"):
         content = content.replace("</h1>", "</h1>\n" + _downloads(Path(page.file.src_uri).stem), 1)
     return content + _versions() if expected else content

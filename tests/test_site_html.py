@@ -125,3 +125,9 @@ def test_images_have_an_alternative_text(name):
 def test_code_blocks_carry_their_language(name):
     for block in parse(page_file(name)).find_all("pre"):
         assert any(kind.startswith("language-") for kind in block.parent["class"]), block
+
+
+@every_page
+def test_plain_code_has_no_elements(name):
+    words = parse(page_file(name)).select("code :is(.n, .o, .p, .w)")
+    assert not [word for word in words if not word.find("span")]
