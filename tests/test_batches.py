@@ -114,9 +114,10 @@ def test_size_that_wastes_much_is_compiled(wrapped, monkeypatch):
     assert compiled_sizes(wrapped)[0] == 2
 
 
-def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch):
+@pytest.mark.parametrize("written", [1, 6_000, 15_000])  # for none, for one and for two samples
+def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, written):
     whole = Saliency(wrapped)(IMAGES[:22], TARGETS[:22])
-    monkeypatch.setattr(batches, "_WRITTEN", 1)
+    monkeypatch.setattr(batches, "_WRITTEN", written)
     other = FlaxWrapper(Net(), PARAMETERS)
     traced.clear()
     pieces = Saliency(other)(IMAGES[:22], TARGETS[:22])

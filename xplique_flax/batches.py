@@ -22,7 +22,7 @@ _ALIVE = 20e6
 # Bytes that the operations of the forward pass may write where a gradient is computed, for the same
 # reason: apart from those of ReLUs, most results have to be kept.
 _WRITTEN = 64e6
-# How many samples are computed at once where a single one needs more than that.
+# How many samples are computed at once where fewer would keep to these limits.
 _FEWEST = 4
 # About what it costs to compile one operation. Padding may waste as much for each size.
 _COMPILATION = 1e7
@@ -101,7 +101,7 @@ class Batches:
         if not self._is_split:
             return sys.maxsize
         limit, needed = (_WRITTEN, cost.written) if self._of_pullback else (_ALIVE, cost.alive)
-        return int(limit // max(1, needed)) or _FEWEST
+        return max(_FEWEST, int(limit // max(1, needed)))
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)
