@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from . import onednn, relus, transposed, windows
+from . import onednn, products, relus, transposed, windows
 from .jaxprs import flipped_kernels, substitute
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
@@ -70,7 +70,8 @@ class Compiled:
 
     def _trace(self, parameters: Any, *arrays: Any) -> tuple[Any, dict[Any, Any]]:
         traced = self._traced.trace(parameters, *arrays)
-        return traced, flipped_kernels(traced.jaxpr.jaxpr, len(jax.tree.leaves(parameters)))
+        count = len(jax.tree.leaves(parameters))
+        return traced, flipped_kernels(traced.jaxpr.jaxpr, count, _is_product)
 
     def _run(self, kernels: Sequence[Any], *arguments: Any) -> Any:
         traced, flips = self._trace(*arguments)
@@ -140,15 +141,21 @@ def convolution(inputs: Any, kernel: Any, **params: Any) -> Any:
     """
     if not _is_plain(inputs, kernel, **params):
         return NotImplemented
+    ways: tuple[Callable, ...] = (onednn.convolution, windows.depthwise_convolution)
     if max(params["lhs_dilation"], default=1) > 1:
         if params["feature_group_count"] == 1:
-            return transposed.convolution(inputs, kernel, **params)
-        inputs, params = _without_dilation(inputs, params)
-    for compute in (onednn.convolution, windows.depthwise_convolution):
+            ways = (transposed.convolution,)
+        else:
+            inputs, params = _without_dilation(inputs, params)
+    for compute in (products.convolution, *ways):
         result = compute(inputs, kernel, **params)
         if result is not NotImplemented:
             return result
     return NotImplemented
+
+
+def _is_product(inputs: Any, kernel: Any, **params: Any) -> bool:
+    return _is_plain(inputs, kernel, **params) and products.is_product(inputs, kernel, **params)
 
 
 def _is_plain(
@@ -186,6 +193,7 @@ def _without_dilation(inputs: Any, params: dict[str, Any]) -> tuple[Any, dict[st
 
 _SUBSTITUTES: dict[str, Callable] = {
     "conv_general_dilated": convolution,
+    "dot_general": products.dot_general,
     "max": relus.maximum,
     "reduce_window_max": windows.max_pool,
     "select_and_scatter_add": windows.max_pool_gradient,

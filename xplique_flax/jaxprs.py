@@ -109,7 +109,9 @@ def _bind(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence[Any]) -> list[
     return jax.core.eval_jaxpr(single, (), *bound.values())
 
 
-def flipped_kernels(jaxpr: core.Jaxpr, count: int) -> dict[Any, tuple[int, tuple[int, ...]]]:
+def flipped_kernels(
+    jaxpr: core.Jaxpr, count: int, is_exempt: Callable[..., bool]
+) -> dict[Any, tuple[int, tuple[int, ...]]]:
     """Return the kernels that convolutions read backwards, as their gradients do.
 
     They are variables that are nothing but one of the first arguments with some axes reversed.
@@ -120,6 +122,9 @@ def flipped_kernels(jaxpr: core.Jaxpr, count: int) -> dict[Any, tuple[int, tuple
         The jaxpr; what is inside of its calls is left out.
     count
         How many arguments to look for.
+    is_exempt
+        A function of the operands' shapes and of the parameters of a convolution, which returns
+        whether to leave its kernel out.
 
     Returns
     -------
@@ -127,7 +132,12 @@ def flipped_kernels(jaxpr: core.Jaxpr, count: int) -> dict[Any, tuple[int, tuple
         For each variable the argument's number, and the axes.
     """
     numbers = {variable: i for i, variable in enumerate(jaxpr.invars[:count])}
-    kernels = {e.invars[1] for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"}
+    kernels = {
+        eqn.invars[1]
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "conv_general_dilated"
+        and not is_exempt(*(atom.aval for atom in eqn.invars), **eqn.params)
+    }
     return {
         eqn.outvars[0]: (numbers[eqn.invars[0]], eqn.params["dimensions"])
         for eqn in jaxpr.eqns
