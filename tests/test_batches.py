@@ -21,9 +21,10 @@ from tests.architectures import ARCHITECTURES, digits, make_pair
 from tests.compilations import compilations
 from tests.equality_table import largest_difference
 from xplique_flax import FlaxWrapper, batches
-from xplique_flax.samples import cost_per_sample
+from xplique_flax.samples import Cost, cost_per_sample
 
 IMAGES, TARGETS = digits(24)
+RNG = np.random.default_rng(0)
 
 
 class Net(nn.Module):
@@ -123,6 +124,34 @@ def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, written):
     pieces = Saliency(other)(IMAGES[:22], TARGETS[:22])
     assert 22 not in traced and 4 in traced
     assert largest_difference(pieces, whole) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("compiled", "number", "pieces", "size"),
+    [
+        ((), 16, 4, 4),
+        ((), 18, 6, 3),  # five of four would be two samples more
+        ((), 22, 6, 4),  # eleven of two would be slower
+        ((), 3, 1, 3),
+        ((16,), 18, 5, 4),  # what is compiled
+    ],
+)
+def test_batch_is_cut_into_pieces_that_waste_little(monkeypatch, compiled, number, pieces, size):
+    monkeypatch.setattr(batches, "_WRITTEN", 1)
+    sizes = []
+
+    def noting(array):
+        sizes.append(len(array))
+        return (array,)
+
+    cut = batches.Batches(lambda _: Cost(1.0, 1.0, 100), of_pullback=True)
+    for each in compiled:
+        cut.run(noting, [np.zeros((each, 2))])
+    sizes.clear()
+    array = RNG.normal(size=(number, 2))
+    (result,) = cut.run(noting, [array])
+    assert sizes == [size] * pieces
+    np.testing.assert_array_equal(result, array)
 
 
 def test_batches_are_whole_where_jax_has_another_device_than_a_cpu(monkeypatch):

@@ -93,9 +93,15 @@ class Batches:
         if cost is None:
             compiled.add(number)
             return 1, number
-        pieces = math.ceil(number / (self._at_once(cost) * self._count))
-        wanted = math.ceil(number / pieces / self._count) * self._count
-        return pieces, self._size(compiled, key, wanted, cost)
+        most = self._at_once(cost) * self._count
+        # Pieces of a quarter less may waste less on the last one, and each is about as quick.
+        sizes = [
+            math.ceil(number / pieces / self._count) * self._count
+            for pieces in range(math.ceil(number / most), math.ceil(4 / 3 * number / most) + 1)
+        ]
+        wanted = min(sizes, key=lambda size: math.ceil(number / size) * size)
+        size = self._size(compiled, key, wanted, cost)
+        return math.ceil(number / size), size
 
     def _at_once(self, cost: Cost) -> int:
         if not self._is_split:
