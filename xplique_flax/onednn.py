@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN, which XLA has built in on x86 processors and does not call by itself."""
+"""Calls of oneDNN, which XLA has built in on x86 processors, and convolutions by it."""
 
 from __future__ import annotations
 
@@ -57,18 +57,20 @@ def convolution(
     is_empty = 0 in (*inputs.shape, *kernel.shape, *result.shape)
     if is_empty or math.prod(result.shape[:-1]) < _FEWEST_PLACES:
         return NotImplemented
-    config = {
-        "onednn_conv_config": _configuration(
-            inputs.ndim, window_strides, padding, rhs_dilation, feature_group_count
-        )
-    }
-    call = jax.ffi.ffi_call(
-        "__onednn$convolution",
-        result,
+    config = _configuration(inputs.ndim, window_strides, padding, rhs_dilation, feature_group_count)
+    kernel = kernel.transpose(*window, inwards, outputs)
+    return call("__onednn$convolution", {"onednn_conv_config": config}, result, inputs, kernel)
+
+
+def call(function: str, config: dict[str, Any], result: Any, *operands: Any) -> Any:
+    """Call a function of oneDNN by the name that XLA has for it, with XLA's configuration of it."""
+    made = jax.ffi.ffi_call(
+        function,
+        jax.ShapeDtypeStruct(result.shape, result.dtype),
         custom_call_api_version=1,
         legacy_backend_config=json.dumps(config),
     )
-    return call(inputs, kernel.transpose(*window, inwards, outputs))
+    return made(*operands)
 
 
 def _configuration(
