@@ -54,6 +54,11 @@ def compiled_sizes(wrapped):
     return forward.jitted.compilations, forward.pullback.jitted.compilations
 
 
+def sizes_of(function):
+    """Return the sizes of the batches that a function was compiled for on a CPU."""
+    return {shapes[0][0] for shapes in function.jitted._flips}
+
+
 @pytest.mark.parametrize("number", [5, 8, 11, 15, 16, 24])
 def test_each_direction_is_compiled_at_most_twice(wrapped, number):
     inputs, targets = IMAGES[:number], TARGETS[:number]
@@ -115,14 +120,14 @@ def test_size_that_wastes_much_is_compiled(wrapped, monkeypatch):
     assert compiled_sizes(wrapped)[0] == 2
 
 
-@pytest.mark.parametrize("written", [1, 6_000, 15_000])  # for none, for one and for two samples
-def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, written):
+@pytest.mark.parametrize(("samples", "size"), [(0.1, 4), (1.9, 4), (2, 2), (8, 8)])
+def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, samples, size):
     whole = Saliency(wrapped)(IMAGES[:22], TARGETS[:22])
-    monkeypatch.setattr(batches, "_WRITTEN", written)
+    # What is alive at most is what the ReLU reads, its result, and its mask of single bytes.
+    monkeypatch.setattr(batches, "_ALIVE_IN_GRADIENT", samples * (4 + 4 + 1) * (8 * 8 * 6))
     other = FlaxWrapper(Net(), PARAMETERS)
-    traced.clear()
     pieces = Saliency(other)(IMAGES[:22], TARGETS[:22])
-    assert 22 not in traced and 4 in traced
+    assert sizes_of(other._fused.compiled.pullback) == {size}
     assert largest_difference(pieces, whole) < 1e-6
 
 
@@ -137,14 +142,14 @@ def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, written):
     ],
 )
 def test_batch_is_cut_into_pieces_that_waste_little(monkeypatch, compiled, number, pieces, size):
-    monkeypatch.setattr(batches, "_WRITTEN", 1)
+    monkeypatch.setattr(batches, "_ALIVE_IN_GRADIENT", 1)
     sizes = []
 
     def noting(array):
         sizes.append(len(array))
         return (array,)
 
-    cut = batches.Batches(lambda _: Cost(1.0, 1.0, 100), of_pullback=True)
+    cut = batches.Batches(lambda *_: Cost(1.0, 1.0, 100), of_pullback=True)
     for each in compiled:
         cut.run(noting, [np.zeros((each, 2))])
     sizes.clear()
@@ -163,13 +168,13 @@ def test_batches_are_whole_where_jax_has_another_device_than_a_cpu(monkeypatch):
     assert 22 in traced and 4 not in traced
 
 
-def test_forward_pass_that_needs_much_memory_is_computed_in_pieces(wrapped, monkeypatch):
+@pytest.mark.parametrize(("samples", "size"), [(0.1, 2), (1.9, 2), (3.1, 3), (8, 8)])
+def test_large_forward_pass_is_computed_in_pieces(wrapped, monkeypatch, samples, size):
     whole = FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22])
-    # What is alive at most is what the pooling reads, of 8 x 8 x 6, and its result: for 8 samples.
-    monkeypatch.setattr(batches, "_ALIVE", 8 * 4 * (8 * 8 * 6 + 4 * 4 * 6))
-    traced.clear()
+    # What is alive at most is what the pooling reads, of 8 x 8 x 6, and its result.
+    monkeypatch.setattr(batches, "_ALIVE", samples * 4 * (8 * 8 * 6 + 4 * 4 * 6))
     assert largest_difference(wrapped(IMAGES[:22]), whole) < 1e-6
-    assert 22 not in traced and 8 in traced
+    assert sizes_of(wrapped._fused.compiled) == {size}
 
 
 def test_function_that_computes_nothing():
@@ -192,6 +197,18 @@ def test_function_that_computes_nothing():
 )
 def test_bytes_that_are_alive_at_once(function, alive):
     assert cost_per_sample(function, 0.0, (6,)).alive == alive
+
+
+@pytest.mark.parametrize(
+    ("function", "alive"),
+    [
+        (lambda _, x: 3 * x, 24),
+        (lambda _, x: jnp.exp(jnp.sin(x)), 48),  # cos(x), and exp(sin(x)) times the cotangent
+        (lambda _, x: jnp.exp(jnp.sin(jnp.sin(x))), 72),
+    ],
+)
+def test_bytes_that_are_alive_at_once_in_a_gradient(function, alive):
+    assert cost_per_sample(function, 0.0, (6,), of_pullback=True).alive == alive
 
 
 def test_batch_is_left_alone_where_samples_depend_on_each_other():

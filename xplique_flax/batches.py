@@ -15,15 +15,14 @@ from .samples import Cost
 
 Shape = tuple[int, ...]
 
-# Bytes that may be alive at once in a forward pass. XLA asks for all of its memory in one piece at
-# each call, and the C library has the system map and clear pieces of more than 32 MiB anew each
-# time: a pass then takes up to half as long again. XLA needs up to twice what is alive.
-_ALIVE = 20e6
-# Bytes that the operations of the forward pass may write where a gradient is computed, for the same
-# reason: apart from those of ReLUs, most results have to be kept.
-_WRITTEN = 64e6
-# How many samples are computed at once where fewer would keep to these limits.
-_FEWEST = 4
+# Bytes that may be alive at once in a forward pass, and in one with a gradient. XLA asks for all of
+# its memory in one piece at each call, and the C library has the system map and clear more than
+# 32 MiB anew each time: a pass then takes up to half as long again. Up to there, a pass is the
+# quicker the more samples it computes. XLA needs up to 1.7 times what is alive in a forward pass,
+# and mostly less than what is alive in a gradient.
+_ALIVE, _ALIVE_IN_GRADIENT = 20e6, 36e6
+# How many samples are computed at once where fewer than two keep to that.
+_FEWEST, _FEWEST_IN_GRADIENT = 2, 4
 # About what it costs to compile one operation. Padding may waste as much for each size.
 _COMPILATION = 1e7
 
@@ -38,8 +37,8 @@ class Batches:
     Parameters
     ----------
     cost_per_sample
-        Returns for the shape of a sample what each costs, or ``None`` if the samples depend on
-        each other.
+        Returns for the shape of a sample, and whether it is for the pullback, what each costs, or
+        ``None`` if the samples depend on each other.
     devices
         Devices to spread batches over, where samples do not depend on each other.
     of_pullback
@@ -48,7 +47,7 @@ class Batches:
 
     def __init__(
         self,
-        cost_per_sample: Callable[[Shape], Cost | None],
+        cost_per_sample: Callable[[Shape, bool], Cost | None],
         devices: Devices | None = None,
         of_pullback: bool = False,
     ) -> None:
@@ -68,7 +67,7 @@ class Batches:
         """Call the function with arrays whose first axis is the batch."""
         number = len(arrays[0])
         key = tuple(array.shape[1:] for array in arrays)
-        if self._devices and number and self._cost_per_sample(key[0]) is not None:
+        if self._devices and number and self._cost(key[0]) is not None:
             function = _spreading(function, self._devices)
         pieces, size = self._pieces(key, number)
         missing = pieces * size - number
@@ -89,7 +88,7 @@ class Batches:
         if number in compiled:
             return 1, number
         is_alone = number == 1 and not compiled and not self._devices
-        cost = self._cost_per_sample(key[0]) if number and not is_alone else None
+        cost = self._cost(key[0]) if number and not is_alone else None
         if cost is None:
             compiled.add(number)
             return 1, number
@@ -103,11 +102,17 @@ class Batches:
         size = self._size(compiled, key, wanted, cost)
         return math.ceil(number / size), size
 
+    def _cost(self, sample: Shape) -> Cost | None:
+        return self._cost_per_sample(sample, self._of_pullback and self._is_split)
+
     def _at_once(self, cost: Cost) -> int:
         if not self._is_split:
             return sys.maxsize
-        limit, needed = (_WRITTEN, cost.written) if self._of_pullback else (_ALIVE, cost.alive)
-        return max(_FEWEST, int(limit // max(1, needed)))
+        limit, fewest = (
+            (_ALIVE_IN_GRADIENT, _FEWEST_IN_GRADIENT) if self._of_pullback else (_ALIVE, _FEWEST)
+        )
+        number = int(limit // max(1, cost.alive))
+        return number if number >= 2 else fewest
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)

@@ -37,7 +37,7 @@ class FusedModel:
         self.hidden = {} if graph is None else graph.hidden
         self.cache_entry = cache_entry
         self._variables = variables
-        self._costs: dict[tuple[int, ...], Cost | None] = {}
+        self._costs: dict[tuple[tuple[int, ...], bool], Cost | None] = {}
         self.compiled = compiled or JaxFunction(
             self._forward, [True], [True], Batches(self._cost_per_sample, function.devices)
         )
@@ -61,10 +61,11 @@ class FusedModel:
             return (jnp.zeros((0, *self._shape_for(leaves, inputs.shape[1:]))),)
         return (self.function(leaves, inputs),)
 
-    def _cost_per_sample(self, sample: tuple[int, ...]) -> Cost | None:
-        if sample not in self._costs:
-            self._costs[sample] = cost_per_sample(self.function, self.function.leaves, sample)
-        return self._costs[sample]
+    def _cost_per_sample(self, sample: tuple[int, ...], of_pullback: bool) -> Cost | None:
+        key = sample, of_pullback
+        if key not in self._costs:
+            self._costs[key] = cost_per_sample(self.function, self.function.leaves, *key)
+        return self._costs[key]
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int | None, ...]:
         if self.graph is not None and sample == self.shape:

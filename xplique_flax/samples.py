@@ -31,14 +31,17 @@ class Cost(NamedTuple):
     written: float
     """Bytes that its operations write for each sample."""
     alive: float
-    """Bytes of these that are needed at the same time, at most."""
+    """Bytes that are needed at the same time, at most."""
     operations: int
 
 
 def cost_per_sample(
-    function: Callable[..., Any], parameters: Any, sample: tuple[int, ...]
+    function: Callable[..., Any],
+    parameters: Any,
+    sample: tuple[int, ...],
+    of_pullback: bool = False,
 ) -> Cost | None:
-    """Return what a function costs for each sample.
+    """Return what a function costs for each sample; `alive` with `of_pullback` in its gradient.
 
     It is ``None`` unless each sample's output is the same in whatever batch the sample is. The
     operations tell: whatever depends on the inputs must have the batch as one of its axes, along
@@ -48,10 +51,22 @@ def cost_per_sample(
     try:
         closed = jax.make_jaxpr(function)(parameters, batch)
         _follow(closed.jaxpr, [False] * (len(closed.jaxpr.invars) - 1) + [True])
+        alive = _bytes_alive(_pullback(closed) if of_pullback else closed.jaxpr)
     except Exception:  # the function may also fail for a batch of this size
         return None
-    written, alive = (count(closed.jaxpr) / _PROBE for count in (_bytes_written, _bytes_alive))
-    return Cost(written, alive, _operations(closed.jaxpr))
+    written = _bytes_written(closed.jaxpr)
+    return Cost(written / _PROBE, alive / _PROBE, _operations(closed.jaxpr))
+
+
+def _pullback(closed: core.ClosedJaxpr) -> core.Jaxpr:
+    """Return the pullback by the last argument, for cotangents of all results."""
+
+    def pull_back(arguments: list[Any], cotangents: list[Any]) -> Any:
+        *others, inputs = arguments
+        _, vjp = jax.vjp(lambda x: core.jaxpr_as_fun(closed)(*others, x), inputs)
+        return vjp(cotangents)
+
+    return jax.make_jaxpr(pull_back)(closed.in_avals, closed.out_avals).jaxpr
 
 
 def _bytes_written(jaxpr: core.Jaxpr) -> int:
