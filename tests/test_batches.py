@@ -124,7 +124,8 @@ def test_size_that_wastes_much_is_compiled(wrapped, monkeypatch):
 def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, samples, size):
     whole = Saliency(wrapped)(IMAGES[:22], TARGETS[:22])
     # What is alive at most is what the ReLU reads, its result, and its mask of single bytes.
-    monkeypatch.setattr(batches, "_ALIVE_IN_GRADIENT", samples * (4 + 4 + 1) * (8 * 8 * 6))
+    limit = samples * (4 + 4 + 1) * (8 * 8 * 6)
+    monkeypatch.setattr(batches, "_IN_GRADIENT", (limit, 4))
     other = FlaxWrapper(Net(), PARAMETERS)
     pieces = Saliency(other)(IMAGES[:22], TARGETS[:22])
     assert sizes_of(other._fused.compiled.pullback) == {size}
@@ -132,17 +133,21 @@ def test_large_gradient_is_computed_in_pieces(wrapped, monkeypatch, samples, siz
 
 
 @pytest.mark.parametrize(
-    ("compiled", "number", "pieces", "size"),
+    ("compiled", "most", "number", "pieces", "size"),
     [
-        ((), 16, 4, 4),
-        ((), 18, 6, 3),  # five of four would be two samples more
-        ((), 22, 6, 4),  # eleven of two would be slower
-        ((), 3, 1, 3),
-        ((16,), 18, 5, 4),  # what is compiled
+        ((), 4, 16, 4, 4),
+        ((), 4, 18, 6, 3),  # five of four would be two samples more
+        ((), 4, 22, 6, 4),  # eleven of two would be slower
+        ((), 4, 3, 1, 3),
+        ((), 7, 32, 8, 4),  # five of seven would be three samples more
+        ((), 3, 32, 11, 3),  # sixteen of two would be slower
+        ((16,), 4, 18, 5, 4),  # what is compiled
     ],
 )
-def test_batch_is_cut_into_pieces_that_waste_little(monkeypatch, compiled, number, pieces, size):
-    monkeypatch.setattr(batches, "_ALIVE_IN_GRADIENT", 1)
+def test_batch_is_cut_into_pieces_that_waste_little(
+    monkeypatch, compiled, most, number, pieces, size
+):
+    monkeypatch.setattr(batches, "_IN_GRADIENT", (most, most))
     sizes = []
 
     def noting(array):
@@ -162,17 +167,18 @@ def test_batch_is_cut_into_pieces_that_waste_little(monkeypatch, compiled, numbe
 def test_batches_are_whole_where_jax_has_another_device_than_a_cpu(monkeypatch):
     expected = FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(batches, "_ALIVE", 1)
+    monkeypatch.setattr(batches, "_IN_FORWARD_PASS", (1, 2))
     traced.clear()
     assert largest_difference(FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22]), expected) < 1e-6
     assert 22 in traced and 4 not in traced
 
 
-@pytest.mark.parametrize(("samples", "size"), [(0.1, 2), (1.9, 2), (3.1, 3), (8, 8)])
+@pytest.mark.parametrize(("samples", "size"), [(0.1, 2), (1.9, 2), (4.1, 4), (8, 8)])
 def test_large_forward_pass_is_computed_in_pieces(wrapped, monkeypatch, samples, size):
     whole = FlaxWrapper(Net(), PARAMETERS)(IMAGES[:22])
     # What is alive at most is what the pooling reads, of 8 x 8 x 6, and its result.
-    monkeypatch.setattr(batches, "_ALIVE", samples * 4 * (8 * 8 * 6 + 4 * 4 * 6))
+    limit = samples * 4 * (8 * 8 * 6 + 4 * 4 * 6)
+    monkeypatch.setattr(batches, "_IN_FORWARD_PASS", (limit, 2))
     assert largest_difference(wrapped(IMAGES[:22]), whole) < 1e-6
     assert sizes_of(wrapped._fused.compiled) == {size}
 

@@ -15,14 +15,15 @@ from .samples import Cost
 
 Shape = tuple[int, ...]
 
-# Bytes that may be alive at once in a forward pass, and in one with a gradient. XLA asks for all of
-# its memory in one piece at each call, and the C library has the system map and clear more than
-# 32 MiB anew each time: a pass then takes up to half as long again. Up to there, a pass is the
-# quicker the more samples it computes. XLA needs up to 1.7 times what is alive in a forward pass,
-# and mostly less than what is alive in a gradient.
-_ALIVE, _ALIVE_IN_GRADIENT = 20e6, 36e6
-# How many samples are computed at once where fewer than two keep to that.
-_FEWEST, _FEWEST_IN_GRADIENT = 2, 4
+# Bytes that may be alive at once, and how many samples are computed at once where fewer than two
+# keep to that. XLA asks for all of its memory in one piece at each call, and the C library has the
+# system map and clear more than 32 MiB anew each time: a pass then takes up to half as long again.
+# Up to there, more samples at once are quicker. XLA needs up to 1.7 times what is alive in a
+# forward pass, and mostly less than what is alive in a gradient.
+_IN_FORWARD_PASS = 20e6, 2
+_IN_GRADIENT = 36e6, 4
+# How many samples a piece costs more than those that are in it.
+_PIECE = 0.5
 # About what it costs to compile one operation. Padding may waste as much for each size.
 _COMPILATION = 1e7
 
@@ -93,12 +94,12 @@ class Batches:
             compiled.add(number)
             return 1, number
         most = self._at_once(cost) * self._count
-        # Pieces of a quarter less may waste less on the last one, and each is about as quick.
+        fewest = math.ceil(number / most)
         sizes = [
             math.ceil(number / pieces / self._count) * self._count
-            for pieces in range(math.ceil(number / most), math.ceil(4 / 3 * number / most) + 1)
+            for pieces in range(fewest, 2 * fewest + 1)
         ]
-        wanted = min(sizes, key=lambda size: math.ceil(number / size) * size)
+        wanted = min(sizes, key=lambda size: math.ceil(number / size) * (size + _PIECE))
         size = self._size(compiled, key, wanted, cost)
         return math.ceil(number / size), size
 
@@ -108,9 +109,7 @@ class Batches:
     def _at_once(self, cost: Cost) -> int:
         if not self._is_split:
             return sys.maxsize
-        limit, fewest = (
-            (_ALIVE_IN_GRADIENT, _FEWEST_IN_GRADIENT) if self._of_pullback else (_ALIVE, _FEWEST)
-        )
+        limit, fewest = _IN_GRADIENT if self._of_pullback else _IN_FORWARD_PASS
         number = int(limit // max(1, cost.alive))
         return number if number >= 2 else fewest
 
