@@ -56,7 +56,7 @@ def compiled_sizes(wrapped):
 
 def sizes_of(function):
     """Return the sizes of the batches that a function was compiled for on a CPU."""
-    return {shapes[0][0] for shapes in function.jitted._flips}
+    return {shapes[0][0] for shapes in function.jitted._programs}
 
 
 @pytest.mark.parametrize("number", [5, 8, 11, 15, 16, 24])

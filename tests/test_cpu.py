@@ -18,13 +18,22 @@ from xplique_flax import cpu
 RNG = np.random.default_rng(0)
 
 
+def traced(compiled, *arrays, parameters=None):
+    """Return what is given to XLA, as JAX has traced it."""
+    compiled(parameters, *arrays)
+    shapes = tuple(array.shape for array in arrays)
+    if shapes not in compiled._programs:
+        return compiled._traced.trace(parameters, *arrays)
+    program = compiled._programs[shapes]
+    calls = mock.Mock(wraps=program.jitted)
+    with mock.patch.dict(compiled._programs, {shapes: program._replace(jitted=calls)}):
+        compiled(parameters, *arrays)
+    return program.jitted.trace(*calls.call_args.args)
+
+
 def given_to_xla(compiled, *arrays, parameters=None):
     """Return the jaxpr of what is given to XLA, as a text."""
-    compiled(parameters, *arrays)
-    calls = mock.Mock(wraps=compiled._jitted)
-    with mock.patch.object(compiled, "_jitted", calls):
-        compiled(parameters, *arrays)
-    return str(compiled._jitted.trace(*calls.call_args.args).jaxpr)
+    return str(traced(compiled, *arrays, parameters=parameters).jaxpr)
 
 
 def is_left_to_xla(primitive, compiled, *arrays, parameters=None):
@@ -190,11 +199,36 @@ def test_other_c_libraries_are_left_alone(system, functions, calls, monkeypatch)
     assert library.mock_calls == calls
 
 
-def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_no_such_option": True})
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(16)(nn.RNN(nn.OptimizedLSTMCell(16))(x)[:, -1])
+
+
+@pytest.mark.parametrize(("module", "is_fused"), [(Recurrent(), True), (nn.Dense(16), False)])
+def test_products_are_fused_for_ynn_in_loops_alone(module, is_fused):
+    if not cpu._known_options(cpu._PRODUCTS):
+        missing("A version of XLA with YNN")
+    series = jnp.array(RNG.normal(size=(16, 6, 16)), "float32")
+    parameters = module.init(jax.random.key(0), series)
+
+    def gradient(parameters, x):
+        return jax.grad(lambda y: (module.apply(parameters, y) ** 2).sum())(x)
+
+    compiled = cpu.Compiled(gradient)
+    np.testing.assert_allclose(
+        compiled(parameters, series), jax.jit(gradient)(parameters, series), rtol=1e-4, atol=1e-5
+    )
+    executable = traced(compiled, series, parameters=parameters).lower().compile()
+    assert ("ynn_fusion" in executable.as_text()) == is_fused
+    assert compiled.compilations == 1
+
+
+def test_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(cpu, "_FUSIONS", "xla_no_such_option")
     cpu._known_options.cache_clear()
     try:
-        assert cpu._known_options() == {}
+        assert cpu._known_options("") == {}
         assert cpu.Compiled(lambda _, x: x + 1)(None, np.float32(1)) == 2
     finally:
         cpu._known_options.cache_clear()

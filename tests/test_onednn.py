@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 PINS = Path(__file__).parent.parent / "requirements-cpu.txt"
 # Elsewhere, what oneDNN would compute is left to XLA as well, and has to be the same too.
 USABLE = onednn.is_usable()
-SIZES = {1: (40,), 2: (12, 13), 3: (7, 8, 6)}
+SIZES = {1: (1100,), 2: (64, 33), 3: (7, 8, 6)}
 COMPUTED = {
     "square": nn.Conv(8, (3, 3)),
     "wide": nn.Conv(5, (1, 4)),
@@ -42,7 +42,7 @@ LEFT = {
     "gaps": nn.Conv(8, (2, 2), (3, 3)),
     "half": nn.Conv(8, (3, 3), dtype="bfloat16"),
     "cropped": nn.Conv(8, (3, 3), padding=((-1, 1), (1, 1))),
-    "tiny": nn.Conv(8, (9, 9), padding="VALID"),
+    "tiny": nn.Conv(8, (60, 30), padding="VALID"),
 }
 
 
@@ -93,6 +93,41 @@ def test_other_convolutions_are_left_to_xla(name):
     assert is_left_to_xla("conv_general_dilated", compiled, images)
     expected = LEFT[name].apply(parameters, images)
     np.testing.assert_allclose(compiled(None, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rank", "places", "channels", "groups", "is_computed"),
+    [
+        (1, 2**11 - 1, 16, 1, False),
+        (1, 2**11, 16, 1, True),
+        (1, 2**14 - 1, 17, 1, False),
+        (1, 2**14, 17, 1, True),
+        (2, 2**11 - 1, 8, 1, False),
+        (2, 2**11, 8, 1, True),
+        (2, 128, 120, 1, False),
+        (2, 128, 128, 1, True),
+        (2, 63, 512, 1, False),
+        (2, 63, 8, 8, False),
+        (2, 64, 8, 8, True),
+        (3, 63, 8, 1, False),
+        (3, 64, 8, 1, True),
+    ],
+)
+def test_small_convolutions_are_left_to_xla(rank, places, channels, groups, is_computed):
+    kernel = np.ones((*(3,) * rank, channels // groups, channels), "float32")
+    images = np.ones((1, places, *(1,) * (rank - 1), channels), "float32")
+    last = channels_last(rank + 2)
+    numbers = lax.ConvDimensionNumbers(last, (rank + 1, rank, *range(rank)), last)
+    result = onednn.convolution(
+        images,
+        kernel,
+        window_strides=(1,) * rank,
+        padding=((1, 1),) * rank,
+        rhs_dilation=(1,) * rank,
+        dimension_numbers=numbers,
+        feature_group_count=groups,
+    )
+    assert (result is not NotImplemented) == (is_computed and USABLE)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +183,7 @@ def test_convolution_without_outputs_is_left_to_xla():
 def test_empty_batch_is_left_to_xla():
     images, parameters = model(COMPUTED["square"])
     compiled = cpu.Compiled(lambda _, x: COMPUTED["square"].apply(parameters, x))
-    assert compiled(None, images[:0]).shape == (0, 12, 13, 8)
+    assert compiled(None, images[:0]).shape == (0, 64, 33, 8)
 
 
 @pytest.mark.parametrize("name", ["square", "grouped", "series", "volume"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tests.test_cpu import given_to_xla
+from tests.test_cpu import given_to_xla, traced
 from xplique_flax import cpu, jaxprs, relus
 
 RNG = np.random.default_rng(0)
@@ -155,11 +155,7 @@ def memory_of(function, depth):
         return function(lambda x: module.apply(parameters, x), x)
 
     compiled = cpu.Compiled(applied)
-    jitted = mock.Mock(wraps=compiled._jitted)
-    compiled(parameters, x)
-    with mock.patch.object(compiled, "_jitted", jitted):
-        compiled(parameters, x)
-    memory = compiled._jitted.lower(*jitted.call_args.args).compile().memory_analysis()
+    memory = traced(compiled, x, parameters=parameters).lower().compile().memory_analysis()
     return memory.temp_size_in_bytes, x.nbytes
 
 

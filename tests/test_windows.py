@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tests.test_cpu import given_to_xla, is_left_to_xla
+from tests.test_cpu import given_to_xla, is_left_to_xla, traced
 from xplique_flax import cpu, onednn
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_maxima_are_found_before_their_gradients():
     """Or XLA would find each of them anew for each number that it may be the source of."""
     images = jnp.array(RNG.normal(size=(2, 9, 10, 3)), "float32")
     compiled = cpu.Compiled(gradient_of_max_pooling)
-    executable = compiled._jitted.lower([], None, images).compile()
+    executable = traced(compiled, images).lower().compile()
     assert executable.as_text().count(" conditional(") == 1
 
 

@@ -145,6 +145,16 @@ def flipped_kernels(
     }
 
 
+def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
+    """Return whether a loop multiplies matrices, as those of recurrent layers do."""
+    return any(
+        inner.primitive.name == "dot_general"
+        for eqn in all_equations(jaxpr)
+        if eqn.primitive.name in ("scan", "while")
+        for inner in equations_within(eqn)
+    )
+
+
 def read_arguments(jaxpr: core.Jaxpr) -> list[bool]:
     """Return for each argument whether the results depend on its values."""
     needed = set(only_variables(jaxpr.outvars))

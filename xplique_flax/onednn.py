@@ -19,6 +19,13 @@ from jaxlib import version
 _VERSIONS = ("0.10.0", "0.10.1", "0.10.2")
 # oneDNN brings the kernel into an order of its own in each call.
 _FEWEST_PLACES = 64
+# XLA's own convolutions of one group and in one or two dimensions are faster for less than that:
+# either for fewer places, or for fewer multiplications.
+_FEWEST_PLACES_AT_ONCE = 2**11
+_FEWEST_MULTIPLICATIONS = 2**24
+# In one dimension oneDNN gains less: where there are few channels, or very many places.
+_FEW_CHANNELS = 16
+_FEWEST_PLACES_IN_SERIES = 2**14
 
 
 def convolution(
@@ -55,11 +62,26 @@ def convolution(
     )
     result = jax.eval_shape(convolve, inputs, kernel)
     is_empty = 0 in (*inputs.shape, *kernel.shape, *result.shape)
-    if is_empty or math.prod(result.shape[:-1]) < _FEWEST_PLACES:
+    places = math.prod(result.shape[:-1])
+    channels = inputs.shape[-1], result.shape[-1]
+    if is_empty or not _is_large(len(window), places, channels, kernel.size, feature_group_count):
         return NotImplemented
     config = _configuration(inputs.ndim, window_strides, padding, rhs_dilation, feature_group_count)
     kernel = kernel.transpose(*window, inwards, outputs)
     return call("__onednn$convolution", {"onednn_conv_config": config}, result, inputs, kernel)
+
+
+def _is_large(
+    rank: int, places: int, channels: tuple[int, int], kernel_size: int, groups: int
+) -> bool:
+    """Return whether oneDNN gains more than a call of it costs."""
+    if groups > 1 or rank == 3:
+        return places >= _FEWEST_PLACES
+    if rank == 1:
+        has_few = min(channels) <= _FEW_CHANNELS
+        return places >= (_FEWEST_PLACES_AT_ONCE if has_few else _FEWEST_PLACES_IN_SERIES)
+    is_heavy = places * kernel_size >= _FEWEST_MULTIPLICATIONS
+    return places >= (_FEWEST_PLACES if is_heavy else _FEWEST_PLACES_AT_ONCE)
 
 
 def call(function: str, config: dict[str, Any], result: Any, *operands: Any) -> Any:
