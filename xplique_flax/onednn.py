@@ -19,13 +19,12 @@ from jaxlib import version
 _VERSIONS = ("0.10.0", "0.10.1", "0.10.2")
 # oneDNN brings the kernel into an order of its own in each call.
 _FEWEST_PLACES = 64
-# XLA's own convolutions of one group and in one or two dimensions are faster for less than that:
-# either for fewer places, or for fewer multiplications.
-_FEWEST_PLACES_AT_ONCE = 2**11
-_FEWEST_MULTIPLICATIONS = 2**24
-# In one dimension oneDNN gains less: where there are few channels, or very many places.
+# In one and two dimensions, XLA's own convolutions of one group are faster with less than that.
+_MANY_PLACES = 2**11
+_MANY_MULTIPLICATIONS = 2**24
+# In one dimension oneDNN gains less: with many places of few channels, or with very many places.
 _FEW_CHANNELS = 16
-_FEWEST_PLACES_IN_SERIES = 2**14
+_VERY_MANY_PLACES = 2**14
 
 
 def convolution(
@@ -79,9 +78,9 @@ def _is_large(
         return places >= _FEWEST_PLACES
     if rank == 1:
         has_few = min(channels) <= _FEW_CHANNELS
-        return places >= (_FEWEST_PLACES_AT_ONCE if has_few else _FEWEST_PLACES_IN_SERIES)
-    is_heavy = places * kernel_size >= _FEWEST_MULTIPLICATIONS
-    return places >= (_FEWEST_PLACES if is_heavy else _FEWEST_PLACES_AT_ONCE)
+        return places >= (_MANY_PLACES if has_few else _VERY_MANY_PLACES)
+    is_heavy = places * kernel_size >= _MANY_MULTIPLICATIONS
+    return places >= (_FEWEST_PLACES if is_heavy else _MANY_PLACES)
 
 
 def call(function: str, config: dict[str, Any], result: Any, *operands: Any) -> Any:
