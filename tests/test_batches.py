@@ -21,7 +21,7 @@ from tests.architectures import ARCHITECTURES, digits, make_pair
 from tests.compilations import compilations
 from tests.equality_table import largest_difference
 from xplique_flax import FlaxWrapper, batches
-from xplique_flax.samples import Cost, cost_per_sample
+from xplique_flax.samples import Cost, cost_per_sample, traced_batch
 
 IMAGES, TARGETS = digits(24)
 RNG = np.random.default_rng(0)
@@ -113,6 +113,13 @@ def test_full_batch_runs_at_its_own_size(wrapped):
     assert traced.count(24) == 1
 
 
+def test_costs_are_read_from_a_trace_that_the_layers_were_found_in():
+    wrapped = FlaxWrapper(Net(), PARAMETERS, input_shape=(8, 8, 1))
+    traced.clear()
+    wrapped(IMAGES)
+    assert traced == [24]
+
+
 def test_size_that_wastes_much_is_compiled(wrapped, monkeypatch):
     monkeypatch.setattr(batches, "_COMPILATION", 0)
     wrapped(IMAGES)
@@ -202,7 +209,7 @@ def test_function_that_computes_nothing():
     ],
 )
 def test_bytes_that_are_alive_at_once(function, alive):
-    assert cost_per_sample(function, 0.0, (6,)).alive == alive
+    assert cost_per_sample(traced_batch(function, 0.0, (6,))).alive == alive
 
 
 @pytest.mark.parametrize(
@@ -214,7 +221,8 @@ def test_bytes_that_are_alive_at_once(function, alive):
     ],
 )
 def test_bytes_that_are_alive_at_once_in_a_gradient(function, alive):
-    assert cost_per_sample(function, 0.0, (6,), of_pullback=True).alive == alive
+    batch = traced_batch(function, 0.0, (6,))
+    assert cost_per_sample(batch, of_pullback=True).alive == alive
 
 
 def test_batch_is_left_alone_where_samples_depend_on_each_other():
@@ -255,14 +263,19 @@ def test_rise_ends_with_a_rest_that_is_padded(wrapped):
 
 
 def independent(function, sample=(6,)):
-    return cost_per_sample(function, 0.0, sample) is not None
+    return cost_per_sample(traced_batch(function, 0.0, sample)) is not None
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_samples_of_usual_models_are_independent(name):
     pair = make_pair(name)
     core = pair.wrapped._fused
-    assert cost_per_sample(core.function, core.leaves(), pair.inputs.shape[1:])
+    batch = traced_batch(core.function, core.leaves(), pair.inputs.shape[1:])
+    for of_pullback in (False, True):
+        cost = cost_per_sample(batch, of_pullback)
+        assert cost is not None
+        if core.graph:  # with the submodules' tags
+            assert cost_per_sample(core.graph.traced_batch, of_pullback) == cost
 
 
 def batch_norm(_, x):

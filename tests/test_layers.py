@@ -816,6 +816,34 @@ def test_model_that_changes_between_the_batch_sizes_of_the_trace():
         wrap(Unsteady(3), WINE)
 
 
+class Small(nn.Module):
+    """A model that takes no large batches."""
+
+    @nn.compact
+    def __call__(self, x):
+        if len(x) > 64:
+            raise ValueError("at most 64 samples")
+        return nn.Dense(10)(nn.Dense(13, name="first")(x))
+
+
+class Padded(nn.Module):
+    """A model with a layer that is given a multiple of eight samples."""
+
+    @nn.compact
+    def __call__(self, x):
+        padded = jnp.pad(x, ((0, -len(x) % 8), (0, 0)))
+        return nn.Dense(10, name="first")(padded)[: len(x)]
+
+
+@pytest.mark.parametrize("module", [Small(), Padded()])
+def test_layers_of_a_model_that_treats_large_batches_in_another_way(module):
+    model, parameters = wrap(module, WINE)
+    assert "first" in names(model)
+    expected = module.apply(parameters, WINE)
+    assert largest_difference(tf.function(chain(model))(WINE), expected) < 1e-6
+    assert largest_difference(model(WINE), expected) < 1e-6
+
+
 def test_every_layer_is_ours(residual):
     kinds = {type(layer) for layer in residual[0].layers[1:]}
     assert kinds == {FlaxLayer, ReLU}

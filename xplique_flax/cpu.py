@@ -42,6 +42,7 @@ class Compiled:
         self._traced = jax.jit(function)
         self._is_replaced = jax.default_backend() == "cpu"
         self._programs: dict[tuple, _Program] = {}
+        self._jitted: dict[str, Any] = {}
 
     def __call__(self, parameters: Any, *arrays: Any) -> Any:
         """Call the compiled function."""
@@ -64,24 +65,19 @@ class Compiled:
         flips = list(found.values())
         leaves = jax.tree.leaves(parameters)
         kernels = [_outline(leaves[number], axes) for number, axes in flips]
-        jitted = self._jitted[has_products_in_loops(traced.jaxpr.jaxpr)]
+        fusions = _PRODUCTS if has_products_in_loops(traced.jaxpr.jaxpr) else ""
+        if fusions not in self._jitted:
+            options = _known_options(fusions)
+            self._jitted[fusions] = jax.jit(self._run, compiler_options=options)
+        jitted = self._jitted[fusions]
         jitted.lower(kernels, parameters, *arrays).compile()
         _release_memory()
         return _Program(jitted, flips)
 
-    @functools.cached_property
-    def _jitted(self) -> tuple[Any, Any]:
-        """Without products in loops, and with them."""
-        without, with_products = (
-            jax.jit(self._run, compiler_options=_known_options(fusions))
-            for fusions in ("", _PRODUCTS)
-        )
-        return without, with_products
-
     @property
     def compilations(self) -> int:
         """How often the function was compiled."""
-        jitted: tuple[Any, ...] = self._jitted if self._is_replaced else (self._traced,)
+        jitted: list[Any] = [*self._jitted.values()] if self._is_replaced else [self._traced]
         return sum(function._cache_size() for function in jitted)
 
     def _trace(self, parameters: Any, *arrays: Any) -> tuple[Any, dict[Any, Any]]:

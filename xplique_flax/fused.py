@@ -17,7 +17,7 @@ from .checks import checked_inputs
 from .graph import Graph, ModelFunction
 from .outputs import checked_output
 from .release import CacheEntry
-from .samples import Cost, cost_per_sample
+from .samples import Cost, cost_per_sample, traced_batch
 
 
 class FusedModel:
@@ -64,7 +64,11 @@ class FusedModel:
     def _cost_per_sample(self, sample: tuple[int, ...], of_pullback: bool) -> Cost | None:
         key = sample, of_pullback
         if key not in self._costs:
-            self._costs[key] = cost_per_sample(self.function, self.function.leaves, *key)
+            if self.graph is not None and sample == self.shape:
+                traced = self.graph.traced_batch
+            else:
+                traced = traced_batch(self.function, self.function.leaves, sample)
+            self._costs[key] = cost_per_sample(traced, of_pullback)
         return self._costs[key]
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int | None, ...]:

@@ -14,9 +14,10 @@ from jax.extend import core
 from .bridge import JaxFunction, Outline, within
 from .devices import Devices
 from .jaxprs import convolution_ranks, inline, is_convolution, operation_name
+from .samples import PROBE, traced_batch
 from .trace import MODEL_INPUT, Ref, Slice, Trace
 
-_TRACED_SIZES = (2, 3)
+_SIZE, _OTHER_SIZE = 2, 3
 UNUSED = "unused"
 
 
@@ -108,19 +109,12 @@ class Graph:
         self.input_shape = input_shape
         self._mesh = jax.sharding.get_mesh()  # sections are made later, where it may not be set
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
-        small, large = (self._make_trace(size) for size in _TRACED_SIZES)
-        self._small = small
+        small = self._small = self._make_trace(_SIZE)
         self.output = small.output
         self._kinds = _kinds(small)
-        if _kinds(large) != self._kinds:
-            raise ValueError(
-                "`input_shape`: the model does other things for a batch of "
-                f"{_TRACED_SIZES[1]} samples than for one of {_TRACED_SIZES[0]}, so that there is "
-                "no one set of layers. Leave `input_shape` out, and use methods that do not look "
-                "inside the model."
-            )
+        self.traced_batch = traced_batch(self._function, self._leaves, input_shape)
         self.convolution_ranks = convolution_ranks(small.jaxpr)
-        self.cells = self._name(small, large)
+        self.cells = self._name(small, self._values(small))
         self.hidden = self._hidden_layers(small)
         self._functions: dict[int, JaxFunction] = {}
         self.section = functools.lru_cache(maxsize=None)(self._section)
@@ -129,17 +123,38 @@ class Graph:
         inputs = jax.ShapeDtypeStruct((batch, *self.input_shape), jnp.float32)
         with jax.disable_jit(False):  # the user's setting would unroll the loops
             closed = jax.make_jaxpr(self._function)(self._leaves, inputs)
-            flat = jax.make_jaxpr(functools.partial(inline, closed))(self._leaves, inputs)
+        return self._cut(closed)
+
+    def _cut(self, closed: core.ClosedJaxpr) -> Trace:
+        with jax.disable_jit(False):
+            inlined = functools.partial(inline, closed)
+            flat = jax.make_jaxpr(inlined)(self._leaves, closed.in_avals[-1])
         return Trace(flat, len(self._leaves))
 
-    def _name(self, small: Trace, large: Trace) -> list[Cell]:
+    def _values(self, small: Trace) -> list[tuple[Value, ...]]:
+        """Return what is known of the outputs of each slice, from a larger batch.
+
+        The one that costs are read from will do, unless the model treats it in another way.
+        """
+        if self.traced_batch is not None:
+            values = _values(small, self._cut(self.traced_batch), PROBE)
+            if values is not None:
+                return values
+        values = _values(small, self._make_trace(_OTHER_SIZE), _OTHER_SIZE)
+        if values is None:
+            raise ValueError(
+                "`input_shape`: the model does other things for a batch of "
+                f"{_OTHER_SIZE} samples than for one of {_SIZE}, so that there is no one set of "
+                "layers. Leave `input_shape` out, and use methods that do not look inside the "
+                "model."
+            )
+        return values
+
+    def _name(self, small: Trace, values: Sequence[tuple[Value, ...]]) -> list[Cell]:
         taken = {part.path for part in small.slices if part.kind == "out"}
         self.input_name = _unique("inputs", taken)
         cells: list[Cell] = []
-        for part, other in zip(small.slices, large.slices, strict=True):
-            outputs = tuple(
-                _value(a.aval, b.aval) for a, b in zip(part.variables, other.variables, strict=True)
-            )
+        for part, outputs in zip(small.slices, values, strict=True):
             inputs = tuple(part.inputs) or (MODEL_INPUT,)
             sources = [self.value(ref, cells) for ref in inputs]
             batch = _batch_axis(sources)
@@ -296,7 +311,7 @@ class Graph:
 
         numbers = {i for cell in self.cells[start:stop] for i in (*cell.leaves, *cell.shared)}
         leaves = {i: self._leaves[i] for i in numbers}
-        return Outline(leaves, [value.outline(_TRACED_SIZES[0]) for value in explained], arrays)
+        return Outline(leaves, [value.outline(_SIZE) for value in explained], arrays)
 
     def prefix(self, layer: str, leaves: Sequence[Any], inputs: Any) -> Any:
         """Evaluate the model up to the first call of a layer, with the tags in it."""
@@ -325,7 +340,7 @@ class Graph:
         ):
             raise ValueError(
                 f"The model does other things for a batch of {batch} samples than for one of "
-                f"{_TRACED_SIZES[0]}: its layers can't be addressed at this batch size. Use "
+                f"{_SIZE}: its layers can't be addressed at this batch size. Use "
                 "another `batch_size`, or a method that does not look inside the model."
             )
         return trace, trace.slices[index]
@@ -335,12 +350,31 @@ def _kinds(trace: Trace) -> list[tuple[str, str]]:
     return [(part.kind, part.path) for part in trace.slices]
 
 
-def _value(small: Any, large: Any) -> Value:
-    first, second = _TRACED_SIZES
+def _values(small: Trace, large: Trace, size: int) -> list[tuple[Value, ...]] | None:
+    """Return what traces of two sizes tell of the outputs of each slice; none if they differ."""
+    if _kinds(small) != _kinds(large):
+        return None
+    step = size - _SIZE
+    values = []
+    for part, other in zip(small.slices, large.slices, strict=True):
+        pairs = [(a.aval, b.aval) for a, b in zip(part.variables, other.variables, strict=True)]
+        if not all(_is_linear(a.shape, b.shape, step) for a, b in pairs):
+            return None
+        values.append(tuple(_value(a, b, step) for a, b in pairs))
+    return values
+
+
+def _is_linear(small: tuple[int, ...], large: tuple[int, ...], step: int) -> bool:
+    if len(small) != len(large):
+        return False
+    return not any((b - a) % step for a, b in zip(small, large, strict=True))
+
+
+def _value(small: Any, large: Any, step: int) -> Value:
     dims = []
     for a, b in zip(small.shape, large.shape, strict=True):
-        slope = (b - a) // (second - first)
-        dims.append((slope, a - slope * first))
+        slope = (b - a) // step
+        dims.append((slope, a - slope * _SIZE))
     floating = jnp.issubdtype(small.dtype, jnp.floating)
     return Value(tuple(dims), "float32" if floating else str(small.dtype))
 

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from .jaxprs import constant_and_carried, is_variable, only_variables
 
-_PROBE = 1009  # a prime: the sizes that it divides are those of the batch
+PROBE = 1009  # a prime: the sizes that it divides are those of the batch
 _CALLS = ("jit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
 _ALONG = ("axis", "axes", "dimension", "dimensions")
 _IN_ORDER = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "rev", "top_k")
@@ -35,27 +35,34 @@ class Cost(NamedTuple):
     operations: int
 
 
-def cost_per_sample(
-    function: Callable[..., Any],
-    parameters: Any,
-    sample: tuple[int, ...],
-    of_pullback: bool = False,
-) -> Cost | None:
-    """Return what a function costs for each sample; `alive` with `of_pullback` in its gradient.
+def traced_batch(
+    function: Callable[..., Any], parameters: Any, sample: tuple[int, ...]
+) -> core.ClosedJaxpr | None:
+    """Trace a function for a batch of `PROBE` samples; ``None`` if it takes no such batch."""
+    batch = jax.ShapeDtypeStruct((PROBE, *sample), jnp.float32)
+    try:
+        with jax.disable_jit(False):  # the user's setting would unroll the loops
+            return jax.make_jaxpr(function)(parameters, batch)
+    except Exception:  # of whatever kind the model raises
+        return None
+
+
+def cost_per_sample(traced: core.ClosedJaxpr | None, of_pullback: bool = False) -> Cost | None:
+    """Return what a traced batch costs for each sample; `alive` with `of_pullback` in its gradient.
 
     It is ``None`` unless each sample's output is the same in whatever batch the sample is. The
     operations tell: whatever depends on the inputs must have the batch as one of its axes, along
     which nothing is mixed, ordered, counted or drawn. What is not understood counts as mixing.
     """
-    batch = jax.ShapeDtypeStruct((_PROBE, *sample), jnp.float32)
-    try:
-        closed = jax.make_jaxpr(function)(parameters, batch)
-        _follow(closed.jaxpr, [False] * (len(closed.jaxpr.invars) - 1) + [True])
-        alive = _bytes_alive(_pullback(closed) if of_pullback else closed.jaxpr)
-    except Exception:  # the function may also fail for a batch of this size
+    if traced is None:
         return None
-    written = _bytes_written(closed.jaxpr)
-    return Cost(written / _PROBE, alive / _PROBE, _operations(closed.jaxpr))
+    jaxpr = traced.jaxpr
+    try:
+        _follow(jaxpr, [False] * (len(jaxpr.invars) - 1) + [True])
+        alive = _bytes_alive(_pullback(traced) if of_pullback else jaxpr)
+    except Exception:  # whatever an operation has that is not understood
+        return None
+    return Cost(_bytes_written(jaxpr) / PROBE, alive / PROBE, _operations(jaxpr))
 
 
 def _pullback(closed: core.ClosedJaxpr) -> core.Jaxpr:
@@ -71,7 +78,7 @@ def _pullback(closed: core.ClosedJaxpr) -> core.Jaxpr:
 
 def _bytes_written(jaxpr: core.Jaxpr) -> int:
     total = 0
-    for eqn in _live(jaxpr):
+    for eqn in _live(jaxpr).eqns:
         inner = _inner(eqn)
         if inner:
             total += eqn.params.get("length", 1) * sum(map(_bytes_written, inner))
@@ -81,7 +88,8 @@ def _bytes_written(jaxpr: core.Jaxpr) -> int:
 
 
 def _bytes_alive(jaxpr: core.Jaxpr) -> int:
-    eqns = _live(jaxpr)
+    jaxpr = _live(jaxpr)
+    eqns = jaxpr.eqns
     last_use = {v: i for i, eqn in enumerate(eqns) for v in only_variables(eqn.invars)}
     last_use |= dict.fromkeys(only_variables(jaxpr.outvars), len(eqns))
     dying: list[list[int]] = [[] for _ in range(len(eqns) + 1)]
@@ -109,17 +117,18 @@ def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 
 
 def _operations(jaxpr: core.Jaxpr) -> int:
-    return sum(1 + sum(map(_operations, _inner(eqn))) for eqn in _live(jaxpr))
+    return sum(1 + sum(map(_operations, _inner(eqn))) for eqn in _live(jaxpr).eqns)
 
 
 def _follow(jaxpr: core.Jaxpr, arguments: Sequence[bool]) -> list[bool]:
     """Return which results depend on the batch's values, given which arguments do."""
+    jaxpr = _live(jaxpr)
     known = dict(zip(jaxpr.invars, arguments, strict=True))
 
     def depends(atom: Any) -> bool:
         return is_variable(atom) and known.get(atom, False)
 
-    for eqn in _live(jaxpr):
+    for eqn in jaxpr.eqns:
         marks = [depends(atom) for atom in eqn.invars]
         results = _follow_equation(eqn, marks)
         for variable, mark in zip(eqn.outvars, results, strict=True):
@@ -130,14 +139,28 @@ def _follow(jaxpr: core.Jaxpr, arguments: Sequence[bool]) -> list[bool]:
     return [depends(atom) for atom in jaxpr.outvars]
 
 
-def _live(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-    needed = set(only_variables(jaxpr.outvars))
+def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """Return a jaxpr without names for what has one already, and what its results don't need."""
+    named: dict[Any, Any] = {}
+
+    def unnamed(atoms: Sequence[Any]) -> list[Any]:
+        return [named.get(atom, atom) if is_variable(atom) else atom for atom in atoms]
+
+    equations = []
+    for eqn in jaxpr.eqns:
+        operands = unnamed(eqn.invars)
+        if eqn.primitive.name == "name":
+            named[eqn.outvars[0]] = operands[0]
+        else:
+            equations.append(eqn.replace(invars=operands))
+    results = unnamed(jaxpr.outvars)
+    needed = set(only_variables(results))
     live = []
-    for eqn in reversed(jaxpr.eqns):
+    for eqn in reversed(equations):
         if not needed.isdisjoint(eqn.outvars):
             needed.update(only_variables(eqn.invars))
             live.append(eqn)
-    return live[::-1]
+    return jaxpr.replace(eqns=live[::-1], outvars=results)
 
 
 def _follow_equation(eqn: core.JaxprEqn, marks: list[bool]) -> list[bool]:
@@ -184,13 +207,13 @@ def _mixes(eqn: core.JaxprEqn, marks: Sequence[bool]) -> bool:
 
 def _batch_axes(aval: Any) -> list[int]:
     """Return the axes that the batch is in, alone or folded with others; twice if squared."""
-    axes = [axis for axis, size in enumerate(aval.shape) if size and size % _PROBE == 0]
-    return axes + [axis for axis in axes if aval.shape[axis] % _PROBE**2 == 0]
+    axes = [axis for axis, size in enumerate(aval.shape) if size and size % PROBE == 0]
+    return axes + [axis for axis in axes if aval.shape[axis] % PROBE**2 == 0]
 
 
 def _follow_scan(eqn: core.JaxprEqn, body: core.Jaxpr, marks: list[bool]) -> list[bool]:
     constant, carried = constant_and_carried(eqn)
-    if eqn.params["length"] % _PROBE == 0:  # a loop over the samples
+    if eqn.params["length"] % PROBE == 0:  # a loop over the samples
         if carried or any(marks[:constant]):
             raise _Mixed
         return [True] * len(eqn.outvars)
