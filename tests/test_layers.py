@@ -835,7 +835,17 @@ class Padded(nn.Module):
         return nn.Dense(10, name="first")(padded)[: len(x)]
 
 
-@pytest.mark.parametrize("module", [Small(), Padded()])
+class Nested(nn.Module):
+    """A model with a layer whose inputs have one dimension more in a large batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        rows = x[:, :1].reshape(len(x), *((1,) if len(x) > 64 else ()), 1)
+        columns = nn.Dense(5, name="first")(rows).reshape(len(x), 5, 1)
+        return nn.Dense(10)(columns).sum(1)
+
+
+@pytest.mark.parametrize("module", [Small(), Padded(), Nested()])
 def test_layers_of_a_model_that_treats_large_batches_in_another_way(module):
     model, parameters = wrap(module, WINE)
     assert "first" in names(model)
