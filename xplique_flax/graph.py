@@ -137,10 +137,10 @@ class Graph:
         The one that costs are read from will do, unless the model treats it in another way.
         """
         if self.traced_batch is not None:
-            values = _values(small, self._cut(self.traced_batch), PROBE)
+            values = _values_of(small, self._cut(self.traced_batch), PROBE)
             if values is not None:
                 return values
-        values = _values(small, self._make_trace(_OTHER_SIZE), _OTHER_SIZE)
+        values = _values_of(small, self._make_trace(_OTHER_SIZE), _OTHER_SIZE)
         if values is None:
             raise ValueError(
                 "`input_shape`: the model does other things for a batch of "
@@ -350,30 +350,29 @@ def _kinds(trace: Trace) -> list[tuple[str, str]]:
     return [(part.kind, part.path) for part in trace.slices]
 
 
-def _values(small: Trace, large: Trace, size: int) -> list[tuple[Value, ...]] | None:
+def _values_of(small: Trace, large: Trace, size: int) -> list[tuple[Value, ...]] | None:
     """Return what traces of two sizes tell of the outputs of each slice; none if they differ."""
     if _kinds(small) != _kinds(large):
         return None
-    step = size - _SIZE
     values = []
     for part, other in zip(small.slices, large.slices, strict=True):
-        pairs = [(a.aval, b.aval) for a, b in zip(part.variables, other.variables, strict=True)]
-        if not all(_is_linear(a.shape, b.shape, step) for a, b in pairs):
+        pairs = zip(part.variables, other.variables, strict=True)
+        outputs = [_value(a.aval, b.aval, size - _SIZE) for a, b in pairs]
+        if None in outputs:
             return None
-        values.append(tuple(_value(a, b, step) for a, b in pairs))
+        values.append(tuple(filter(None, outputs)))
     return values
 
 
-def _is_linear(small: tuple[int, ...], large: tuple[int, ...], step: int) -> bool:
-    if len(small) != len(large):
-        return False
-    return not any((b - a) % step for a, b in zip(small, large, strict=True))
-
-
-def _value(small: Any, large: Any, step: int) -> Value:
+def _value(small: Any, large: Any, step: int) -> Value | None:
+    """Return what is known of a variable; nothing if that is not linear in the batch."""
+    if len(small.shape) != len(large.shape):
+        return None
     dims = []
     for a, b in zip(small.shape, large.shape, strict=True):
-        slope = (b - a) // step
+        slope, rest = divmod(b - a, step)
+        if rest:
+            return None
         dims.append((slope, a - slope * _SIZE))
     floating = jnp.issubdtype(small.dtype, jnp.floating)
     return Value(tuple(dims), "float32" if floating else str(small.dtype))

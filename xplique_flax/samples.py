@@ -140,7 +140,7 @@ def _follow(jaxpr: core.Jaxpr, arguments: Sequence[bool]) -> list[bool]:
 
 
 def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
-    """Return a jaxpr without names for what has one already, and what its results don't need."""
+    """Return what the results of a jaxpr need, without tags, which only name what is there."""
     named: dict[Any, Any] = {}
 
     def unnamed(atoms: Sequence[Any]) -> list[Any]:
