@@ -2,6 +2,8 @@
 
 import gc
 import platform
+import subprocess
+import sys
 from unittest import mock
 
 import flax.linen as nn
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorflow.compiler.xla.service import hlo_pb2
 
 from benchmarks.alone import memory
 from tests.compilations import compilations
@@ -207,7 +210,7 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize(("module", "is_fused"), [(Recurrent(), True), (nn.Dense(16), False)])
 def test_products_are_fused_for_ynn_in_loops_alone(module, is_fused):
-    if not cpu._known_options(cpu._PRODUCTS):
+    if cpu._FUSIONS not in cpu._known_options():
         missing("A version of XLA with YNN")
     series = jnp.array(RNG.normal(size=(16, 6, 16)), "float32")
     parameters = module.init(jax.random.key(0), series)
@@ -228,7 +231,77 @@ def test_option_that_xla_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(cpu, "_FUSIONS", "xla_no_such_option")
     cpu._known_options.cache_clear()
     try:
-        assert cpu._known_options("") == {}
+        assert cpu._known_options() == {cpu._HEAPS}
         assert cpu.Compiled(lambda _, x: x + 1)(None, np.float32(1)) == 2
     finally:
         cpu._known_options.cache_clear()
+
+
+class Deep(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(8):
+            x = nn.silu(nn.Conv(16, (3, 3))(x))
+        return x.sum()
+
+
+def deep_gradient(parameters, x):
+    return jax.grad(lambda y: Deep().apply(parameters, y))(x)
+
+
+def heaps_of(compiled, images, parameters):
+    """Return the sizes of the pieces of memory that XLA asks for in each call."""
+    executable = traced(compiled, images, parameters=parameters).lower().compile()
+    assignment = hlo_pb2.BufferAssignmentProto.FromString(
+        executable.memory_analysis().serialized_buffer_assignment_proto
+    )
+    return [
+        allocation.size
+        for allocation in assignment.buffer_allocations
+        if not (
+            allocation.is_entry_computation_parameter
+            or allocation.is_constant
+            or allocation.is_thread_local
+            or allocation.maybe_live_out
+        )
+    ]
+
+
+@pytest.mark.parametrize(("size", "largest"), [(224, 30 * 2**20), (768, 1.3 * 768 * 768 * 16 * 4)])
+def test_memory_is_asked_for_in_pieces_that_hold_the_largest_array(size, largest, capfd):
+    if cpu._HEAPS not in cpu._known_options():
+        missing("A version of XLA that asks for memory in pieces")
+    images = jnp.ones((1, size, size, 3))
+    parameters = Deep().init(jax.random.key(0), images)
+    heaps = heaps_of(cpu.Compiled(deep_gradient), images, parameters)
+    assert max(heaps) <= largest
+    assert "per-heap" not in capfd.readouterr().err
+    whole = jax.jit(deep_gradient).lower(parameters, images).compile().memory_analysis()
+    assert whole.temp_size_in_bytes > 30 * 2**20
+
+
+FAULTS = """
+import resource
+from xplique_flax import cpu
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        pieces = [bytearray(20 * 2**20) for _ in range(2)]
+        del pieces
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+without = faults()
+cpu._keep_memory()
+faults()
+print(without, faults())
+"""
+
+
+def test_c_library_keeps_memory_from_one_call_to_the_next():
+    if platform.libc_ver()[0] != "glibc":
+        missing("The GNU C library")
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    without, kept = map(int, ran.stdout.split())
+    assert kept < without / 10

@@ -15,13 +15,11 @@ from .samples import Cost
 
 Shape = tuple[int, ...]
 
-# Bytes that may be alive at once, and how many samples are computed at once where fewer than two
-# keep to that. XLA asks for all of its memory in one piece at each call, and the C library has the
-# system map and clear more than 32 MiB anew each time: a pass then takes up to half as long again.
-# Up to there, more samples at once are quicker. XLA needs up to 1.7 times what is alive in a
-# forward pass, and mostly less than what is alive in a gradient.
-_IN_FORWARD_PASS = 20e6, 2
-_IN_GRADIENT = 36e6, 4
+# Bytes that may be alive at once. More samples at once are quicker, for as long as the C library
+# keeps the memory from one call to the next, and the processor what was written last.
+_IN_FORWARD_PASS = 30e6
+_IN_GRADIENT = 50e6
+_FEWEST = 2
 # How many samples a piece costs more than those that are in it.
 _PIECE = 0.5
 # About what it costs to compile one operation. Padding may waste as much for each size.
@@ -109,9 +107,8 @@ class Batches:
     def _at_once(self, cost: Cost) -> int:
         if not self._is_split:
             return sys.maxsize
-        limit, fewest = _IN_GRADIENT if self._of_pullback else _IN_FORWARD_PASS
-        number = int(limit // max(1, cost.alive))
-        return number if number >= 2 else fewest
+        limit = _IN_GRADIENT if self._of_pullback else _IN_FORWARD_PASS
+        return max(_FEWEST, int(limit // max(1, cost.alive)))
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
         size = min((size for size in compiled if size >= wanted), default=wanted)

@@ -56,6 +56,8 @@ class JaxFunction:
         In which sizes to run batches, if the batch is the first axis of all arrays.
     outline
         With it, the pullback takes only the arrays whose values it reads.
+    cotangents
+        How many of the last arrays are cotangents, if the function is a pullback.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class JaxFunction:
         outputs: Sequence[bool],
         batches: Batches | None = None,
         outline: Outline | None = None,
+        cotangents: int = 0,
     ) -> None:
         self._function = function
         # TensorFlow calls from threads of its own, where the mesh of the user's thread is not set.
@@ -73,7 +76,7 @@ class JaxFunction:
         self._outputs = tuple(outputs)
         self._batches = batches
         self._outline = outline
-        self.jitted = Compiled(function)
+        self.jitted = Compiled(function, cotangents)
         self._pullback: JaxFunction | None = None
         self._lock = threading.Lock()
 
@@ -92,6 +95,7 @@ class JaxFunction:
                         inputs=(*self.read_by_pullback(self._inputs), *filter(None, self._outputs)),
                         outputs=(True,) * sum(self._inputs),
                         batches=self._batches and self._batches.of_pullback(),
+                        cotangents=sum(self._outputs),
                     )
             return self._pullback
 

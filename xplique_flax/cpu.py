@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,12 +15,21 @@ import numpy as np
 from jax import lax
 
 from . import onednn, products, relus, transposed, windows
-from .jaxprs import flipped_kernels, has_products_in_loops, substitute
+from .jaxprs import flipped_kernels, has_products_in_loops, largest_array, substitute
+from .recomputed import recomputed
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
 # Products in loops it computes faster: the gradient of an LSTM takes 0.13 to 0.9 of the time.
 _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 _PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+# XLA asks for all of its memory in one piece at each call, and the C library has the system map
+# and clear more than 32 MiB anew each time. Of smaller pieces, it keeps two. The gradient of
+# EfficientNet takes three quarters of the time.
+_HEAPS = "xla_multiheap_size_constraint_per_heap"
+_HEAP = 30 * 2**20
+_KEPT = 31 * 2**20
+# XLA warns of arrays that do not fit. It may need larger ones than those of the function.
+_LARGER = 1.25
 
 
 class _Program(NamedTuple):
@@ -36,13 +46,16 @@ class Compiled:
     ----------
     function
         ``function(parameters, *arrays)``.
+    cotangents
+        How many of the last arrays are cotangents, if the function is a pullback.
     """
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, cotangents: int = 0) -> None:
         self._traced = jax.jit(function)
+        self._cotangents = cotangents
         self._is_replaced = jax.default_backend() == "cpu"
         self._programs: dict[tuple, _Program] = {}
-        self._jitted: dict[str, Any] = {}
+        self._jitted: dict[tuple, Any] = {}
 
     def __call__(self, parameters: Any, *arrays: Any) -> Any:
         """Call the compiled function."""
@@ -65,13 +78,13 @@ class Compiled:
         flips = list(found.values())
         leaves = jax.tree.leaves(parameters)
         kernels = [_outline(leaves[number], axes) for number, axes in flips]
-        fusions = _PRODUCTS if has_products_in_loops(traced.jaxpr.jaxpr) else ""
-        if fusions not in self._jitted:
-            options = _known_options(fusions)
-            self._jitted[fusions] = jax.jit(self._run, compiler_options=options)
-        jitted = self._jitted[fusions]
+        options = _options(traced.jaxpr.jaxpr)
+        jitted = self._jitted.setdefault(
+            tuple(options.items()), jax.jit(self._run, compiler_options=options)
+        )
         jitted.lower(kernels, parameters, *arrays).compile()
         _release_memory()
+        _keep_memory()
         return _Program(jitted, flips)
 
     @property
@@ -92,7 +105,8 @@ class Compiled:
             for kernel, (variable, (_, axes)) in zip(kernels, flips.items(), strict=True)
         }
         arrays = jax.tree.leaves(arguments)
-        results = substitute(traced.jaxpr, _SUBSTITUTES, arrays, known, relus.kept)
+        again = recomputed(traced.jaxpr.jaxpr, self._cotangents)
+        results = substitute(traced.jaxpr, _SUBSTITUTES, arrays, known, relus.kept, again)
         return jax.tree.unflatten(jax.tree.structure(traced.out_info), results)
 
 
@@ -135,15 +149,39 @@ def _release_memory() -> None:
             trim(0)
 
 
+def _options(jaxpr: Any) -> dict[str, Any]:
+    """Return the options of XLA for a function, without those that this version does not know."""
+    options = {
+        _FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else "",
+        _HEAPS: max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr))),
+    }
+    return {name: value for name, value in options.items() if name in _known_options()}
+
+
 @functools.cache
-def _known_options(fusions: str) -> dict[str, Any]:
-    """Return the option for what is fused, if this version of XLA knows it."""
-    options = {_FUSIONS: fusions}
+def _keep_memory() -> None:
+    """Have the C library keep what is freed from now on, and not give it back.
+
+    The GNU C library keeps twice the size of the largest array that was ever freed, if that is
+    less than 32 MiB. This array takes no memory: nothing is written to it.
+    """
+    np.empty(_KEPT, "uint8")
+
+
+@functools.cache
+def _known_options() -> set[str]:
+    options = {_FUSIONS: "", _HEAPS: _HEAP}
+    if _are_known(options):
+        return set(options)
+    return {name for name, value in options.items() if _are_known({name: value})}
+
+
+def _are_known(options: dict[str, Any]) -> bool:
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except Exception:
-        return {}
-    return options
+        return False
+    return True
 
 
 def convolution(inputs: Any, kernel: Any, **params: Any) -> Any:

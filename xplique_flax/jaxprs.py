@@ -5,11 +5,13 @@ All that depends on how JAX writes down a traced function is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
@@ -155,6 +157,13 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
     )
 
 
+def largest_array(jaxpr: core.Jaxpr) -> int:
+    """Return how many bytes the largest array has that is computed."""
+    variables = (variable for eqn in all_equations(jaxpr) for variable in eqn.outvars)
+    avals: Any = (variable.aval for variable in variables if hasattr(variable.aval, "shape"))
+    return max((math.prod(aval.shape) * aval.dtype.itemsize for aval in avals), default=0)
+
+
 def read_arguments(jaxpr: core.Jaxpr) -> list[bool]:
     """Return for each argument whether the results depend on its values."""
     needed = set(only_variables(jaxpr.outvars))
@@ -164,12 +173,25 @@ def read_arguments(jaxpr: core.Jaxpr) -> list[bool]:
     return [variable in needed for variable in jaxpr.invars]
 
 
+class Recomputed(NamedTuple):
+    """What the equations of a gradient compute again, and do not read as it was computed before."""
+
+    readers: Set[int]
+    """The numbers of those equations."""
+    makers: Mapping[Any, core.JaxprEqn | None]
+    """The equations that compute each variable again, and none for what is kept instead."""
+
+
+NOTHING = Recomputed(frozenset(), {})
+
+
 def substitute(
     closed: core.ClosedJaxpr,
     substitutes: Mapping[str, Callable],
     arguments: Sequence[Any],
     known: Mapping[Any, Any],
     keep: Callable,
+    recomputed: Recomputed = NOTHING,
 ) -> list[Any]:
     """Evaluate a jaxpr with other functions in the place of some primitives.
 
@@ -187,19 +209,40 @@ def substitute(
     keep
         A function of each mask that is needed again after a product of matrices or a convolution,
         which returns the same mask.
+    recomputed
+        What to compute again where the gradient reads it.
     """
     jaxpr = _comparing_outputs(closed.jaxpr)
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
     env |= known
     kept = _kept_masks(jaxpr)
+    again: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else env[atom]
 
-    for eqn in jaxpr.eqns:
+    def read_again(atom: Any) -> Any:
+        if not is_variable(atom) or atom not in recomputed.makers:
+            return read(atom)
+        if atom not in again:
+            maker = recomputed.makers[atom]
+            if maker is None:
+                # Else XLA would see that the same was computed before.
+                again[atom] = lax.optimization_barrier(env[atom])
+            else:
+                made = _bind(jaxpr, maker, [read_again(operand) for operand in maker.invars])
+                again.update(
+                    (variable, value)
+                    for variable, value in zip(maker.outvars, made, strict=True)
+                    if recomputed.makers.get(variable) is maker
+                )
+        return again[atom]
+
+    for number, eqn in enumerate(jaxpr.eqns):
         if not known.keys().isdisjoint(eqn.outvars):
             continue
-        values = [read(atom) for atom in eqn.invars]
+        reader = read_again if number in recomputed.readers else read
+        values = [reader(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         result = NotImplemented
         if name in substitutes:
