@@ -15,11 +15,10 @@ IMAGES = jnp.array(RNG.normal(size=(4, 48, 48, 3)), "float32")
 
 class Net(nn.Module):
     activation: object
-    depth: int = 6
 
     @nn.compact
     def __call__(self, x):
-        for _ in range(self.depth):
+        for _ in range(6):
             x = self.activation(nn.BatchNorm(use_running_average=True)(nn.Conv(32, (3, 3))(x)))
         return nn.Dense(10)(x.mean((1, 2)))
 
@@ -56,9 +55,9 @@ def compiled_gradients(activation):
     net = Net(activation)
     parameters = net.init(jax.random.key(0), IMAGES)
     cotangents = jnp.array(RNG.normal(size=(4, 10)), "float32")
-    gradient = gradient_of(net)
-    both = cpu.Compiled(gradient), cpu.Compiled(gradient, cotangents=1)
-    return *both, (parameters, IMAGES, cotangents)
+    keeping = cpu.Compiled(gradient_of(net))
+    recomputing = cpu.Compiled(gradient_of(net), cotangents=1)
+    return keeping, recomputing, (parameters, IMAGES, cotangents)
 
 
 def memory_of(compiled, parameters, *arrays):

@@ -149,15 +149,6 @@ def _release_memory() -> None:
             trim(0)
 
 
-def _options(jaxpr: Any) -> dict[str, Any]:
-    """Return the options of XLA for a function, without those that this version does not know."""
-    options = {
-        _FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else "",
-        _HEAPS: max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr))),
-    }
-    return {name: value for name, value in options.items() if name in _known_options()}
-
-
 @functools.cache
 def _keep_memory() -> None:
     """Have the C library keep what is freed from now on, and not give it back.
@@ -168,8 +159,18 @@ def _keep_memory() -> None:
     np.empty(_KEPT, "uint8")
 
 
+def _options(jaxpr: Any) -> dict[str, Any]:
+    """Return the options of XLA for a function: those that this version knows."""
+    options = {
+        _FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else "",
+        _HEAPS: max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr))),
+    }
+    return {name: value for name, value in options.items() if name in _known_options()}
+
+
 @functools.cache
 def _known_options() -> set[str]:
+    """Return the names of those that this version knows, which is tried once."""
     options = {_FUSIONS: "", _HEAPS: _HEAP}
     if _are_known(options):
         return set(options)

@@ -5,7 +5,6 @@ All that depends on how JAX writes down a traced function is here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -160,8 +159,8 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
 def largest_array(jaxpr: core.Jaxpr) -> int:
     """Return how many bytes the largest array has that is computed."""
     variables = (variable for eqn in all_equations(jaxpr) for variable in eqn.outvars)
-    avals: Any = (variable.aval for variable in variables if hasattr(variable.aval, "shape"))
-    return max((math.prod(aval.shape) * aval.dtype.itemsize for aval in avals), default=0)
+    avals: Any = (variable.aval for variable in variables if hasattr(variable.aval, "dtype"))
+    return max((aval.size * aval.dtype.itemsize for aval in avals), default=0)
 
 
 def read_arguments(jaxpr: core.Jaxpr) -> list[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from jax.extend import core
@@ -44,7 +43,7 @@ def recomputed(jaxpr: core.Jaxpr, cotangents: int) -> Recomputed:
     Returns
     -------
     recomputed
-        Nothing without cotangents.
+        What to compute again; nothing without cotangents.
     """
     if not cotangents:
         return NOTHING
@@ -69,7 +68,7 @@ def recomputed(jaxpr: core.Jaxpr, cotangents: int) -> Recomputed:
                 sources[variable] = {variable}
     families: dict[Any, set[Any]] = {}
     for variable in read:
-        if variable.aval.dtype != bool:
+        if getattr(variable.aval, "dtype", "bool") != "bool":
             family = families.setdefault(origins.get(variable, variable), set())
             family |= sources.get(variable, {variable})
     kept = {origin for origin, family in families.items() if origin and len(family) > 1}
@@ -92,4 +91,4 @@ def _gradient(jaxpr: core.Jaxpr, cotangents: int) -> tuple[set[int], set[Any]]:
 
 
 def _size(variable: Any) -> int:
-    return math.prod(getattr(variable.aval, "shape", ()))
+    return getattr(variable.aval, "size", 1)
