@@ -308,6 +308,31 @@ def batch_norm(_, x):
         lambda _, x: jax.vmap(lambda v: jnp.convolve(v, jnp.ones(3), "same"), 1, 1)(x),
         lambda _, x: jax.pure_callback(np.cumsum, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
         lambda _, x: x.reshape(3, -1, 6),
+        lambda _, x: x.reshape(6, -1).T,
+        lambda _, x: jnp.concatenate([x, -x]).reshape(len(x), 2, -1),
+        lambda _, x: jnp.concatenate([x, -x])[: len(x)],
+        lambda _, x: jnp.concatenate([x, -x]) * jnp.repeat(jnp.stack([x, -x], 1), 6, 0)[::6, 0],
+        lambda _, x: x.at[0].multiply(2.0),
+        lambda _, x: x.at[0].max(2.0),
+        lambda _, x: jnp.fft.fft(x, axis=0).real,
+        lambda _, x: jnp.full((len(x), len(x)), 1 / 3) @ x,
+        lambda _, x: x / len(x),
+        lambda _, x: x * (1 / len(x)),
+        lambda _, x: x * np.arange(len(x))[:, None],
+        lambda _, x: x + jnp.cumsum(jnp.ones_like(x), axis=0),
+        lambda _, x: x + jax.random.poisson(jax.random.key(0), 3.0, x.shape),
+        lambda _, x: (
+            x
+            + jax.lax.map(
+                lambda key: jax.random.normal(key, x.shape),
+                jax.random.split(jax.random.key(0), 2),
+            ).sum(0)
+        ),
+        lambda _, x: x + jax.random.gamma(jax.random.key(0), 3.0, x.shape),
+        lambda _, x: jax.lax.custom_linear_solve(
+            lambda y: y * (1 + x.sum()), x, lambda _, b: b / (1 + x.sum())
+        ),
+        lambda _, x: jax.lax.pad(x, 0.0, [(-1, 1, 0), (0, 0, 0)]),
         batch_norm,
     ],
 )
@@ -330,6 +355,18 @@ def test_samples_that_are_mixed_are_found(function):
         lambda _, x: x + jax.random.normal(jax.random.key(0), (6,)),
         lambda _, x: jnp.concatenate([x, -x]).reshape(2, -1, 6).sum(0),
         lambda _, x: jax.checkpoint(jax.jit(jax.nn.relu))(x),
+        lambda _, x: jnp.concatenate([x, -x], 1).reshape(-1, 6).reshape(len(x), 2, 6)[:, 0],
+        lambda _, x: jnp.repeat(x, 3, 0).reshape(len(x), 3, -1).sum(1),
+        lambda _, x: jnp.tile(x, (3, 1)).reshape(3, len(x), -1).sum(0),
+        lambda _, x: jnp.fft.rfft(x).real,
+        lambda _, x: jnp.linalg.cholesky(x[:, :4].reshape(-1, 2, 2)),
+        lambda _, x: jax.lax.dynamic_slice_in_dim(x, 2, 3, 1),
+        lambda _, x: jax.lax.dynamic_update_slice_in_dim(x, jnp.zeros((len(x), 2)), 2, 1),
+        lambda _, x: x + jax.lax.broadcasted_iota("float32", x.shape, 1),
+        lambda _, x: jnp.pad(x, ((0, 0), (1, 1))),
+        lambda _, x: jnp.split(x, 2, 1)[0],
+        lambda _, x: jax.lax.optimization_barrier((x, jnp.ones(3)))[0],
+        lambda _, x: jnp.where(x > 0, x, jnp.finfo("float32").min),
     ],
 )
 def test_samples_that_are_not_mixed_are_found(function):

@@ -134,6 +134,20 @@ def test_flipped_kernels_follow_the_parameters_and_leave_with_them():
     assert len(cpu._kept) <= before
 
 
+@pytest.mark.parametrize("axes", [(1,), (0, 1), (0, 1, 2)])
+def test_model_may_flip_a_kernel_itself(axes):
+    kernel = jnp.array(np.random.default_rng(0).normal(size=(3, 3, 4, 4)), "float32")
+    images = jnp.array(np.random.default_rng(1).normal(size=(2, 9, 9, 4)), "float32")
+
+    def convolve(kernel, x):
+        flipped = jax.lax.rev(kernel, axes)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, flipped, (1, 1), "SAME", dimension_numbers=layout)
+
+    given = cpu.Compiled(convolve)(kernel, images)
+    np.testing.assert_allclose(given, convolve(kernel, images), atol=1e-4)
+
+
 def test_kernel_is_flipped_without_compiling():
     kernel = jnp.array(RNG.normal(size=(3, 2, 4, 5)), "float32")
     with compilations() as seen:
@@ -235,6 +249,12 @@ def test_option_that_xla_does_not_know_is_left_out(monkeypatch):
         assert cpu.Compiled(lambda _, x: x + 1)(None, np.float32(1)) == 2
     finally:
         cpu._known_options.cache_clear()
+
+
+def test_arrays_of_more_than_two_gigabytes_compile():
+    large = jax.ShapeDtypeStruct((2**29,), "float32")
+    options = cpu._options(jax.make_jaxpr(jnp.exp)(large).jaxpr)
+    assert jax.jit(jnp.exp, compiler_options=options).lower(large).compile()
 
 
 class Deep(nn.Module):

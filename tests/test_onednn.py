@@ -214,7 +214,7 @@ def test_kernel_may_be_stored_in_another_order(name):
         (version, "__version__", "0.9.9"),
         (sys, "platform", "darwin"),
         (platform, "machine", lambda: "aarch64"),
-        (jax, "device_count", lambda: 2),
+        (jax, "local_device_count", lambda: 2),
     ],
 )
 def test_onednn_is_not_called_elsewhere(monkeypatch, where, name, value):

@@ -175,3 +175,17 @@ def test_a_gradient_keeps_a_bit_for_each_relu():
     many, _ = memory_of(gradient, 9)
     assert few >= size
     assert many - few <= 6 * size / 32 * 1.1
+
+
+def test_a_gradient_is_the_same_where_jax_promotes_no_types_and_no_ranks():
+    module = nn.Sequential([nn.Conv(16, (3, 3)), nn.relu, nn.Conv(16, (3, 3))])
+    images = jnp.array(RNG.normal(size=(2, 64, 64, 3)), "float32")
+    params = module.init(jax.random.key(0), images)
+
+    def gradient(params, x):
+        return jax.grad(lambda y: (module.apply(params, y) ** 2).sum())(x)
+
+    expected = cpu.Compiled(gradient)(params, images)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        given = cpu.Compiled(gradient)(params, images)
+    np.testing.assert_array_equal(given, expected)

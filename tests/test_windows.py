@@ -47,6 +47,16 @@ def test_gradient_of_max_pooling_goes_to_the_first_maximum(window, strides, padd
     )
 
 
+def test_gradient_of_min_pooling_goes_to_the_first_minimum():
+    images = jnp.round(jnp.array(RNG.normal(size=(2, 9, 10, 3)), "float32"), 1)
+
+    def gradient(_, x):
+        return jax.grad(lambda y: (nn.pooling.min_pool(y, (3, 3), (2, 2)) ** 2).sum())(x)
+
+    given, expected = cpu.Compiled(gradient)(None, images), gradient(None, images)
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
 def gradient_of_max_pooling(_, x):
     return jax.grad(lambda y: nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1))).sum())(x)
 
@@ -62,7 +72,7 @@ def test_maxima_are_found_before_their_gradients():
 def test_devices_need_not_agree_on_a_branch(monkeypatch):
     images = jnp.array(RNG.normal(size=(2, 9, 10, 3)), "float32")
     expected = cpu.Compiled(gradient_of_max_pooling)(None, images)
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     compiled = cpu.Compiled(gradient_of_max_pooling)
     assert " cond[" not in given_to_xla(compiled, images)
     np.testing.assert_array_equal(compiled(None, images), expected)
@@ -216,3 +226,15 @@ def test_kernel_of_a_depthwise_convolution_may_be_stored_in_another_order():
     assert not is_left_to_xla("conv_general_dilated", compiled, images)
     expected = jax.jit(convolve)(None, images)
     np.testing.assert_allclose(compiled(None, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_onednn")
+def test_depthwise_convolution_where_jax_promotes_no_ranks():
+    module, params, images = depthwise()
+
+    def apply(params, x):
+        return module.apply(params, x)
+
+    with jax.numpy_rank_promotion("raise"):
+        given = cpu.Compiled(apply)(params, images)
+    np.testing.assert_allclose(given, module.apply(params, images), atol=1e-5)

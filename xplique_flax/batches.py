@@ -111,7 +111,7 @@ class Batches:
         return max(_FEWEST, int(limit // max(1, cost.alive)))
 
     def _size(self, compiled: set[int], key: tuple[Shape, ...], wanted: int, cost: Cost) -> int:
-        size = min((size for size in compiled if size >= wanted), default=wanted)
+        size = min((size for size in tuple(compiled) if size >= wanted), default=wanted)
         wasted = self._wasted.get((key, wanted), 0) + (size - wanted) * cost.written
         if wasted > cost.operations * _COMPILATION:
             size = wanted

@@ -30,6 +30,7 @@ _HEAP = 30 * 2**20
 _KEPT = 31 * 2**20
 # XLA warns of arrays that do not fit. It may need larger ones than those of the function.
 _LARGER = 1.25
+_MOST = 2**31 - 1  # more than this XLA does not take
 
 
 class _Program(NamedTuple):
@@ -161,10 +162,10 @@ def _keep_memory() -> None:
 
 def _options(jaxpr: Any) -> dict[str, Any]:
     """Return the options of XLA for a function: those that this version knows."""
-    options = {
-        _FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else "",
-        _HEAPS: max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr))),
-    }
+    heap = max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr)))
+    options: dict[str, Any] = {_FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else ""}
+    if heap <= _MOST:
+        options[_HEAPS] = heap
     return {name: value for name, value in options.items() if name in _known_options()}
 
 

@@ -15,9 +15,22 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
 _TAG = "xplique_flax"
-_INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
+CALLS = ("jit", "closed_call", "checkpoint", "remat2")
+# Each number of their result comes from the numbers at the same place of their operands.
+ELEMENTWISE = {
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
+    *("bessel_i0e", "bessel_i1e", "bitcast_convert_type", "cbrt", "ceil", "clamp", "clz"),
+    *("complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma"),
+    *("div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt"),
+    *("igamma", "igammac", "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p"),
+    *("logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "nextafter", "not", "or"),
+    *("population_count", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n"),
+    *("sharding_constraint", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
+    *("sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor"),
+    "zeta",
+}
 LONGEST_UNROLLED = 128
-_CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
+_CUSTOM_CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
 _PRODUCTS = ("conv_general_dilated", "dot_general")
 
 # What a value depends on, each including those before it.
@@ -88,7 +101,7 @@ def _inline(
     for eqn in jaxpr.eqns:
         known = [read(atom) for atom in eqn.invars]
         mark = parse_tag(eqn)
-        if eqn.primitive.name in _INLINED and any(map(_is_mark, equations_within(eqn))):
+        if eqn.primitive.name in CALLS and any(map(_is_mark, equations_within(eqn))):
             results = _inline(_called(eqn), known, rename)
         elif eqn.primitive.name == "scan" and _is_unrolled(eqn, known):
             results = _unroll(eqn, known, rename)
@@ -115,7 +128,8 @@ def flipped_kernels(
 ) -> dict[Any, tuple[int, tuple[int, ...]]]:
     """Return the kernels that convolutions read backwards, as their gradients do.
 
-    They are variables that are nothing but one of the first arguments with some axes reversed.
+    They are variables that are nothing but one of the first arguments with all axes but two
+    reversed, those of the channels.
 
     Parameters
     ----------
@@ -143,6 +157,7 @@ def flipped_kernels(
         eqn.outvars[0]: (numbers[eqn.invars[0]], eqn.params["dimensions"])
         for eqn in jaxpr.eqns
         if eqn.primitive.name == "rev" and eqn.outvars[0] in kernels and eqn.invars[0] in numbers
+        if len(eqn.params["dimensions"]) == eqn.outvars[0].aval.ndim - 2
     }
 
 
@@ -248,7 +263,7 @@ def substitute(
             result = substitutes[name](*values, **eqn.params)
         if result is not NotImplemented:
             results = [result]
-        elif name in (*_INLINED, "custom_jvp_call") and any(
+        elif name in (*CALLS, "custom_jvp_call") and any(
             e.primitive.name in substitutes for e in equations_within(eqn)
         ):
             results = substitute(_called(eqn), substitutes, values, {}, keep)
@@ -438,7 +453,7 @@ def operation_name(equations: Sequence[core.JaxprEqn]) -> str:
 
 def enclosing_operation(eqn: core.JaxprEqn) -> str:
     """Return what users call the operation that has other equations inside."""
-    return _CALLS.get(eqn.primitive.name, eqn.primitive.name)
+    return _CUSTOM_CALLS.get(eqn.primitive.name, eqn.primitive.name)
 
 
 def is_convolution(eqn: core.JaxprEqn) -> bool:
@@ -446,7 +461,7 @@ def is_convolution(eqn: core.JaxprEqn) -> bool:
 
     The channels have to come last: who looks for a convolution reads its output as (N, H, W, C).
     """
-    inner = equations_within(eqn) if eqn.primitive.name in _INLINED else ()
+    inner = equations_within(eqn) if eqn.primitive.name in CALLS else ()
     return any(
         each.primitive.name == "conv_general_dilated"
         and _has_channels_last(each)

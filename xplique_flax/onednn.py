@@ -133,6 +133,6 @@ def is_usable() -> bool:
     return (
         version.__version__ in _VERSIONS
         and (sys.platform, platform.machine()) == ("linux", "x86_64")
-        and jax.device_count() == 1
+        and jax.local_device_count() == 1
         and not (config.jax_enable_compilation_cache and config.jax_compilation_cache_dir)
     )

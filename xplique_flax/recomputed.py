@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.extend import core
 
-from .jaxprs import NOTHING, Recomputed, equations_within, only_variables
+from .jaxprs import ELEMENTWISE, NOTHING, Recomputed, equations_within, only_variables
 
 # For fewer numbers, there is nothing to gain.
 _FEWEST_NUMBERS = 2**17
@@ -15,14 +15,8 @@ _COSTLY = (
     *("cbrt", "cos", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "log", "log1p"),
     *("logistic", "pow", "rsqrt", "sin", "sqrt", "tan", "tanh"),
 )
-_ELEMENTWISE = {
-    *_COSTLY,
-    *("abs", "add", "add_any", "and", "broadcast_in_dim", "convert_element_type", "copy", "eq"),
-    *("expand_dims", "ge", "gt", "integer_pow", "le", "lt", "max", "min", "mul", "name", "ne"),
-    *("neg", "not", "or", "reshape", "select_n", "sign", "square", "squeeze", "stop_gradient"),
-    *("sub",),
-}
-_CALLS = {"custom_jvp_call", "jit", "pjit"}
+_IN_PLACE = ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
+_CALLS = {"custom_jvp_call", "jit"}
 
 
 def recomputed(jaxpr: core.Jaxpr, cotangents: int) -> Recomputed:
@@ -53,7 +47,7 @@ def recomputed(jaxpr: core.Jaxpr, cotangents: int) -> Recomputed:
     sources: dict[Any, set[Any]] = {}  # which arrays XLA would keep for each
     for number, eqn in enumerate(jaxpr.eqns):
         names = {e.primitive.name for e in (eqn, *equations_within(eqn))} - _CALLS
-        if number in readers or not names <= _ELEMENTWISE:
+        if number in readers or not names <= _IN_PLACE:
             continue
         for variable in eqn.outvars:
             whole = [a for a in only_variables(eqn.invars) if _size(a) == _size(variable)]

@@ -42,5 +42,5 @@ def kept(mask: Any) -> Any:
     padded = jnp.pad(mask, [(0, 0), (0, -rows % 8), *((0, 0) for _ in rest)])
     groups = padded.reshape(number, -1, 8, *rest)
     places = 1 << lax.broadcasted_iota("uint8", groups.shape, 2)
-    bits = jnp.sum(groups * places, axis=2, dtype="uint8")
+    bits = jnp.sum(groups.astype("uint8") * places, axis=2, dtype="uint8")
     return (bits[:, :, None] & places != 0).reshape(padded.shape)[:, :rows]

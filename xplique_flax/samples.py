@@ -5,20 +5,40 @@ A batch of independent samples may be padded, split, and spread over devices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
-from .jaxprs import constant_and_carried, is_variable, only_variables
+from .jaxprs import CALLS, ELEMENTWISE, constant_and_carried, is_variable, only_variables
 
 PROBE = 1009  # a prime: the sizes that it divides are those of the batch
-_CALLS = ("jit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call")
+_CALLS = (*CALLS, "custom_jvp_call", "custom_vjp_call")
+_OPAQUE = (
+    *("ffi_call", "io_callback", "pallas", "philox", "pure_callback", "rng_", "shard_map"),
+    "threefry",
+)
+_EACH_ITS_OWN = ("optimization_barrier", "device_put")  # results, of as many operands
+_MOVED = (
+    *("argmax", "argmin", "broadcast_in_dim", "reduce_and", "reduce_max", "reduce_min"),
+    *("reduce_or", "reduce_prod", "reduce_sum", "reduce_xor", "squeeze", "stack", "tile"),
+    "transpose",
+)
 _ALONG = ("axis", "axes", "dimension", "dimensions")
-_IN_ORDER = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "rev", "top_k")
-_OPAQUE = ("threefry", "rng_", "pure_callback", "io_callback", "ffi_call", "shard_map", "pallas")
+_IN_ORDER = (
+    *("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "iota", "rev", "sort", "split"),
+    *("top_k", "unstack"),
+)
+_OF_MATRICES = (
+    *("cholesky", "eigh", "geqrf", "householder_product", "lu", "lu_pivots_to_permutation", "qr"),
+    *("svd", "triangular_solve"),
+)
+# Numbers of samples times what a sample has are looked for up to here.
+_MOST_COUNTED = 1000
 
 
 class _Mixed(Exception):
@@ -52,13 +72,13 @@ def cost_per_sample(traced: core.ClosedJaxpr | None, of_pullback: bool = False) 
 
     It is ``None`` unless each sample's output is the same in whatever batch the sample is. The
     operations tell: whatever depends on the inputs must have the batch as one of its axes, along
-    which nothing is mixed, ordered, counted or drawn. What is not understood counts as mixing.
+    which nothing is mixed, ordered, counted or drawn. What is not known here counts as mixing.
     """
     if traced is None:
         return None
     jaxpr = traced.jaxpr
     try:
-        _follow(jaxpr, [False] * (len(jaxpr.invars) - 1) + [True])
+        _follow(jaxpr, [0] * (len(jaxpr.invars) - 1) + [1])
         alive = _bytes_alive(_pullback(traced) if of_pullback else jaxpr)
     except Exception:  # whatever an operation has that is not understood
         return None
@@ -120,23 +140,28 @@ def _operations(jaxpr: core.Jaxpr) -> int:
     return sum(1 + sum(map(_operations, _inner(eqn))) for eqn in _live(jaxpr).eqns)
 
 
-def _follow(jaxpr: core.Jaxpr, arguments: Sequence[bool]) -> list[bool]:
-    """Return which results depend on the batch's values, given which arguments do."""
+def _follow(jaxpr: core.Jaxpr, arguments: Sequence[int]) -> list[int]:
+    """Return the steps of the results, given those of the arguments.
+
+    The step of an array is how many places apart two neighbours of the batch are on the axis that
+    the batch is in. It is larger than one if other axes were folded into this one behind the batch,
+    and zero for an array that is the same for all samples.
+    """
     jaxpr = _live(jaxpr)
+    if any(_batch_axes(variable.aval) for variable in jaxpr.constvars):
+        raise _Mixed
     known = dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def depends(atom: Any) -> bool:
-        return is_variable(atom) and known.get(atom, False)
+    def step(atom: Any) -> int:
+        return known.get(atom, 0) if is_variable(atom) else 0
 
     for eqn in jaxpr.eqns:
-        marks = [depends(atom) for atom in eqn.invars]
-        results = _follow_equation(eqn, marks)
-        for variable, mark in zip(eqn.outvars, results, strict=True):
-            aval: Any = variable.aval
-            if mark and len(_batch_axes(aval)) != 1:
+        results = _follow_equation(eqn, [step(atom) for atom in eqn.invars])
+        for variable, result in zip(eqn.outvars, results, strict=True):
+            if result and len(_batch_axes(variable.aval)) != 1:
                 raise _Mixed
         known.update(zip(eqn.outvars, results, strict=True))
-    return [depends(atom) for atom in jaxpr.outvars]
+    return [step(atom) for atom in jaxpr.outvars]
 
 
 def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
@@ -163,46 +188,121 @@ def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
     return jaxpr.replace(eqns=live[::-1], outvars=results)
 
 
-def _follow_equation(eqn: core.JaxprEqn, marks: list[bool]) -> list[bool]:
+def _follow_equation(eqn: core.JaxprEqn, steps: list[int]) -> list[int]:
     name = eqn.primitive.name
-    if name.startswith(_OPAQUE):
-        raise _Mixed
-    if name in ("iota", "random_bits") and _batch_axes(eqn.outvars[0].aval):
+    if name.startswith(_OPAQUE) or any(map(_is_counted, eqn.invars)):
         raise _Mixed
     inner = _inner(eqn)
     if name in _CALLS:
-        return _follow(inner[0], marks)
-    if not any(marks):
-        return [False] * len(eqn.outvars)
+        return _follow(inner[0], steps)
     if name == "scan":
-        return _follow_scan(eqn, inner[0], marks)
+        return _follow_scan(eqn, inner[0], steps)
     if name == "cond":
-        branches = [_follow(branch, marks[1:]) for branch in inner]
-        return [any(results) for results in zip(*branches, strict=True)]
+        branches = [_follow(branch, steps[1:]) for branch in inner]
+        return [_common(results) for results in zip(*branches, strict=True)]
     if name == "while":
-        return _follow_while(eqn, marks)
-    if _mixes(eqn, marks):
+        return _follow_while(eqn, steps)
+    if name in _EACH_ITS_OWN:
+        return steps
+    has_batch = any(_batch_axes(atom.aval) for atom in (*eqn.invars, *eqn.outvars))
+    step = _step(eqn, _common(steps)) if has_batch else 0
+    return [step] * len(eqn.outvars)
+
+
+def _is_counted(atom: Any) -> bool:
+    """Return whether a constant is there for each sample, or is their number or its inverse."""
+    if is_variable(atom):
+        return False
+    if np.ndim(atom.val):
+        return bool(_batch_axes(atom.aval))
+    value = abs(complex(atom.val))
+    ratios = [each / PROBE for each in (value, 1 / value)] if value else []
+    return any(0.5 < r < _MOST_COUNTED and abs(r - round(r)) < 1e-4 for r in ratios)
+
+
+def _common(steps: Sequence[int]) -> int:
+    """Return the step of what is computed from arrays with some steps."""
+    if len({*steps} - {0}) > 1:
         raise _Mixed
-    return [True] * len(eqn.outvars)
+    return max(steps, default=0)
 
 
-def _mixes(eqn: core.JaxprEqn, marks: Sequence[bool]) -> bool:
-    """Return whether one operation works along the axis of the batch."""
+def _step(eqn: core.JaxprEqn, step: int) -> int:
+    """Return the step of the results of one operation, given that of what it reads."""
     name, params = eqn.primitive.name, eqn.params
-    first: Any = eqn.invars[0].aval
-    axes = _batch_axes(first) if marks[0] else []
-    if name in _IN_ORDER:
+    first, *others = [atom.aval for atom in (*eqn.invars, eqn.outvars[0])]
+    result: Any = others[-1] if others else first
+    axes = _batch_axes(first)
+    if name == "reshape":
+        return _reshaped(first, result, step)
+    if name == "concatenate" and params["dimension"] in _batch_axes(result):
+        return _joined([atom.aval.shape[params["dimension"]] for atom in eqn.invars], step)
+    if name == "tile" and any(params["reps"][axis] > 1 for axis in axes):
+        return _joined([first.shape[axis] for axis in axes], step)
+    if name in (*ELEMENTWISE, *_MOVED, "concatenate"):
+        is_apart = True
+    elif name in _IN_ORDER:
         along = [params[key] for key in _ALONG if key in params] or [-1]
         rank = len(first.shape)
-        return any(axis % rank in axes for axis in jax.tree.leaves(along))
-    if name == "conv_general_dilated":
-        return axes != [params["dimension_numbers"].lhs_spec[0]]
-    if name in ("gather", "scatter", "scatter-add", "dynamic_slice", "dynamic_update_slice"):
-        moved = getattr(params.get("dimension_numbers"), "start_index_map", None)
-        return any(axis in axes for axis in moved) if moved is not None else name != "gather"
-    if "window_dimensions" in params:
-        return any(params["window_dimensions"][axis] != 1 for axis in axes)
-    return False
+        is_apart = all(axis % rank not in axes for axis in jax.tree.leaves(along))
+    elif name == "conv_general_dilated":
+        places = params["dimension_numbers"].lhs_spec[:1]
+        is_apart = axes == [*places] and not _batch_axes(others[0])
+        is_apart &= params["batch_group_count"] == 1
+    elif name == "dot_general":
+        contracted = zip((first, others[0]), params["dimension_numbers"][0], strict=True)
+        is_apart = all({*_batch_axes(aval)}.isdisjoint(axes) for aval, axes in contracted)
+    elif name == "slice":
+        is_apart = all(first.shape[axis] == result.shape[axis] for axis in axes)
+    elif name == "pad":
+        is_apart = all(params["padding_config"][axis] == (0, 0, 0) for axis in axes)
+    elif name == "gather":
+        numbers = params["dimension_numbers"]
+        is_apart = all(
+            axis in numbers.operand_batching_dims
+            or (axis not in numbers.start_index_map and sizes[axis] == first.shape[axis])
+            for sizes in [params["slice_sizes"]]
+            for axis in axes
+        )
+    elif name == "dynamic_slice":
+        is_apart = all(params["slice_sizes"][axis] == first.shape[axis] for axis in axes)
+    elif name == "dynamic_update_slice":
+        is_apart = all(others[0].shape[axis] == first.shape[axis] for axis in axes)
+    elif name == "fft":
+        transformed = range(len(first.shape))[-len(params["fft_lengths"]) :]
+        is_apart = {*axes}.isdisjoint(transformed)
+    elif name in _OF_MATRICES:
+        avals = (atom.aval for atom in eqn.invars)
+        is_apart = all(a < len(aval.shape) - 2 for aval in avals for a in _batch_axes(aval))
+    elif "window_dimensions" in params:
+        window = zip(
+            params["window_dimensions"], params["window_strides"], params["padding"], strict=True
+        )
+        is_apart = all(each == (1, 1, (0, 0)) for i, each in enumerate(window) if i in axes)
+    else:
+        is_apart = False
+    if not is_apart:
+        raise _Mixed
+    return step
+
+
+def _reshaped(before: Any, after: Any, step: int) -> int:
+    (axis,), (place,) = _batch_axes(before), _batch_axes(after)
+    inside, inside_after = math.prod(before.shape[axis + 1 :]), math.prod(after.shape[place + 1 :])
+    if not step and (before.shape[axis], inside) == (after.shape[place], inside_after):
+        return 0
+    new, rest = divmod(inside * max(1, step), inside_after)
+    if rest or not new or after.shape[place] // PROBE % new:
+        raise _Mixed
+    return new
+
+
+def _joined(sizes: Sequence[int], step: int) -> int:
+    """Return the step where arrays are put one after the other along the axis of the batch."""
+    step = max(1, step)
+    if any(size % (PROBE * step) for size in sizes):
+        raise _Mixed
+    return step
 
 
 def _batch_axes(aval: Any) -> list[int]:
@@ -211,30 +311,32 @@ def _batch_axes(aval: Any) -> list[int]:
     return axes + [axis for axis in axes if aval.shape[axis] % PROBE**2 == 0]
 
 
-def _follow_scan(eqn: core.JaxprEqn, body: core.Jaxpr, marks: list[bool]) -> list[bool]:
+def _follow_scan(eqn: core.JaxprEqn, body: core.Jaxpr, steps: list[int]) -> list[int]:
     constant, carried = constant_and_carried(eqn)
     if eqn.params["length"] % PROBE == 0:  # a loop over the samples
-        if carried or any(marks[:constant]):
+        if carried or any(steps[:constant]):
             raise _Mixed
-        return [True] * len(eqn.outvars)
-    carry = marks[constant : constant + carried]
+        return [_common(steps)] * len(eqn.outvars)
+    carry = steps[constant : constant + carried]
     while True:
-        results = _follow(body, [*marks[:constant], *carry, *marks[constant + carried :]])
-        if results[:carried] == carry:
-            return results
-        carry = [a or b for a, b in zip(carry, results[:carried], strict=True)]
+        results = _follow(body, [*steps[:constant], *carry, *steps[constant + carried :]])
+        merged = [_common(pair) for pair in zip(carry, results[:carried], strict=True)]
+        if merged == carry:
+            return [*carry, *results[carried:]]
+        carry = merged
 
 
-def _follow_while(eqn: core.JaxprEqn, marks: list[bool]) -> list[bool]:
+def _follow_while(eqn: core.JaxprEqn, steps: list[int]) -> list[int]:
     n_test, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     test, constants, carry = (
-        marks[:n_test],
-        marks[n_test : n_test + n_body],
-        marks[n_test + n_body :],
+        steps[:n_test],
+        steps[n_test : n_test + n_body],
+        steps[n_test + n_body :],
     )
     while True:
         _follow(eqn.params["cond_jaxpr"].jaxpr, [*test, *carry])
         results = _follow(eqn.params["body_jaxpr"].jaxpr, [*constants, *carry])
-        if results == carry:
+        merged = [_common(pair) for pair in zip(carry, results, strict=True)]
+        if merged == carry:
             return carry
-        carry = [a or b for a, b in zip(carry, results, strict=True)]
+        carry = merged
