@@ -156,9 +156,15 @@ def flipped_kernels(
     return {
         eqn.outvars[0]: (numbers[eqn.invars[0]], eqn.params["dimensions"])
         for eqn in jaxpr.eqns
-        if eqn.primitive.name == "rev" and eqn.outvars[0] in kernels and eqn.invars[0] in numbers
-        if len(eqn.params["dimensions"]) == eqn.outvars[0].aval.ndim - 2
+        if _is_window_reversed(eqn) and eqn.outvars[0] in kernels and eqn.invars[0] in numbers
     }
+
+
+def _is_window_reversed(eqn: core.JaxprEqn) -> bool:
+    if eqn.primitive.name != "rev":
+        return False
+    kernel: Any = eqn.outvars[0].aval
+    return len(eqn.params["dimensions"]) == len(kernel.shape) - 2
 
 
 def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:

@@ -230,13 +230,13 @@ def _common(steps: Sequence[int]) -> int:
 def _step(eqn: core.JaxprEqn, step: int) -> int:
     """Return the step of the results of one operation, given that of what it reads."""
     name, params = eqn.primitive.name, eqn.params
-    first, *others = [atom.aval for atom in (*eqn.invars, eqn.outvars[0])]
-    result: Any = others[-1] if others else first
+    avals: list[Any] = [atom.aval for atom in (*eqn.invars, eqn.outvars[0])]
+    first, result = avals[0], avals[-1]
     axes = _batch_axes(first)
     if name == "reshape":
         return _reshaped(first, result, step)
     if name == "concatenate" and params["dimension"] in _batch_axes(result):
-        return _joined([atom.aval.shape[params["dimension"]] for atom in eqn.invars], step)
+        return _joined([aval.shape[params["dimension"]] for aval in avals[:-1]], step)
     if name == "tile" and any(params["reps"][axis] > 1 for axis in axes):
         return _joined([first.shape[axis] for axis in axes], step)
     if name in (*ELEMENTWISE, *_MOVED, "concatenate"):
@@ -247,10 +247,10 @@ def _step(eqn: core.JaxprEqn, step: int) -> int:
         is_apart = all(axis % rank not in axes for axis in jax.tree.leaves(along))
     elif name == "conv_general_dilated":
         places = params["dimension_numbers"].lhs_spec[:1]
-        is_apart = axes == [*places] and not _batch_axes(others[0])
+        is_apart = axes == [*places] and not _batch_axes(avals[1])
         is_apart &= params["batch_group_count"] == 1
     elif name == "dot_general":
-        contracted = zip((first, others[0]), params["dimension_numbers"][0], strict=True)
+        contracted = zip(avals[:2], params["dimension_numbers"][0], strict=True)
         is_apart = all({*_batch_axes(aval)}.isdisjoint(axes) for aval, axes in contracted)
     elif name == "slice":
         is_apart = all(first.shape[axis] == result.shape[axis] for axis in axes)
@@ -267,13 +267,12 @@ def _step(eqn: core.JaxprEqn, step: int) -> int:
     elif name == "dynamic_slice":
         is_apart = all(params["slice_sizes"][axis] == first.shape[axis] for axis in axes)
     elif name == "dynamic_update_slice":
-        is_apart = all(others[0].shape[axis] == first.shape[axis] for axis in axes)
+        is_apart = all(avals[1].shape[axis] == first.shape[axis] for axis in axes)
     elif name == "fft":
         transformed = range(len(first.shape))[-len(params["fft_lengths"]) :]
         is_apart = {*axes}.isdisjoint(transformed)
     elif name in _OF_MATRICES:
-        avals = (atom.aval for atom in eqn.invars)
-        is_apart = all(a < len(aval.shape) - 2 for aval in avals for a in _batch_axes(aval))
+        is_apart = all(a < len(aval.shape) - 2 for aval in avals[:-1] for a in _batch_axes(aval))
     elif "window_dimensions" in params:
         window = zip(
             params["window_dimensions"], params["window_strides"], params["padding"], strict=True
