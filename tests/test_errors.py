@@ -260,6 +260,13 @@ CONSTRUCTION = {
         lambda p: FlaxWrapper(CNN(), p).with_parameters(jax.tree.map(lambda leaf: "x", p)),
         ["`parameters`: params.", "is of type builtins.str", "with FlaxWrapper"],
     ),
+    "another constant": (
+        ValueError,
+        lambda p: FlaxWrapper.from_function(
+            lambda q, x: x / q["t"], {"t": 1.0, "w": np.ones(3, "float32")}
+        ).with_parameters({"t": 2.0, "w": np.ones(3, "float32")}),
+        ["`parameters`: params.t is 2.0, and was 1.0", "a constant", "Make an array of it"],
+    ),
     "a class for a module": (
         TypeError,
         lambda p: FlaxWrapper(CNN, p),

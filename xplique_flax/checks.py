@@ -127,6 +127,20 @@ def check_same_parameters(
             )
 
 
+def check_same_constants(constants: Any, known: Any) -> None:
+    """Refuse parameters with other numbers or texts, which the compiled model does not read."""
+    for (path, new), old in zip(
+        jax.tree.leaves_with_path(constants), jax.tree.leaves(known), strict=True
+    ):
+        if isinstance(old, bool | int | float | complex | str) and new != old:
+            name = f"params.{jax.tree_util.keystr(path, simple=True, separator='.')}"
+            raise ValueError(
+                f"`parameters`: {name} is {new!r}, and was {old!r}. It is no array, and so a "
+                "constant of the compiled model. Accepted are parameters with the same constants. "
+                "Make an array of it, or wrap other ones anew, with FlaxWrapper."
+            )
+
+
 def check_devices(leaves: Sequence[jax.Array], names: Sequence[str]) -> None:
     """Refuse parameters that one call of a compiled function can't reach together."""
     wanted = (

@@ -15,6 +15,7 @@ import numpy as np
 from .checks import (
     check_devices,
     check_function,
+    check_same_constants,
     check_same_parameters,
     checked_preprocess,
     is_array,
@@ -218,7 +219,7 @@ class PlainFunction(WrappedFunction):
         check_function(function, parameters)
         self._function = function
         self._has_parameters = parameters is not None
-        self._constants = jax.tree.map(lambda leaf: None if is_array(leaf) else leaf, parameters)
+        self._constants = _constants(parameters)
         name = getattr(function, "__name__", type(function).__name__)
         super().__init__(name, self.arrays_of(parameters), output, preprocess)
         self.leaf_names = [f"params.{name}" for name in self.leaf_names]
@@ -235,6 +236,12 @@ class PlainFunction(WrappedFunction):
         )
         return self._function(whole, inputs)
 
+    def with_parameters(self, parameters: Any) -> WrappedFunction:
+        """Return the same function with other arrays; what is no array has to be the same."""
+        other = super().with_parameters(parameters)
+        check_same_constants(_constants(parameters), self._constants)
+        return other
+
     def arrays_of(self, parameters: Any) -> Any:
         """Return the parameters with None in the place of what is no array."""
         return jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, parameters)
@@ -242,3 +249,8 @@ class PlainFunction(WrappedFunction):
     def tagging(self) -> Any:
         """Return a context that does nothing: the user's own names are tags."""
         return contextlib.nullcontext()
+
+
+def _constants(parameters: Any) -> Any:
+    """Return the parameters with None in the place of arrays."""
+    return jax.tree.map(lambda leaf: None if is_array(leaf) else leaf, parameters)
