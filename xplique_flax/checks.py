@@ -132,7 +132,7 @@ def check_same_constants(constants: Any, known: Any) -> None:
     for (path, new), old in zip(
         jax.tree.leaves_with_path(constants), jax.tree.leaves(known), strict=True
     ):
-        if isinstance(old, bool | int | float | complex | str) and new != old:
+        if isinstance(old, bool | int | float | complex | str) and new is not old and new != old:
             name = f"params.{jax.tree_util.keystr(path, simple=True, separator='.')}"
             raise ValueError(
                 f"`parameters`: {name} is {new!r}, and was {old!r}. It is no array, and so a "

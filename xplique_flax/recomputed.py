@@ -15,7 +15,7 @@ _COSTLY = (
     *("cbrt", "cos", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "log", "log1p"),
     *("logistic", "pow", "rsqrt", "sin", "sqrt", "tan", "tanh"),
 )
-_IN_PLACE = ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
+_REPEATABLE = ELEMENTWISE | {"broadcast_in_dim", "reshape", "squeeze"}
 _CALLS = {"custom_jvp_call", "jit"}
 
 
@@ -47,7 +47,7 @@ def recomputed(jaxpr: core.Jaxpr, cotangents: int) -> Recomputed:
     sources: dict[Any, set[Any]] = {}  # which arrays XLA would keep for each
     for number, eqn in enumerate(jaxpr.eqns):
         names = {e.primitive.name for e in (eqn, *equations_within(eqn))} - _CALLS
-        if number in readers or not names <= _IN_PLACE:
+        if number in readers or not names <= _REPEATABLE:
             continue
         for variable in eqn.outvars:
             whole = [a for a in only_variables(eqn.invars) if _size(a) == _size(variable)]

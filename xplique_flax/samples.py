@@ -23,19 +23,21 @@ _OPAQUE = (
     "threefry",
 )
 _EACH_ITS_OWN = ("optimization_barrier", "device_put")  # results, of as many operands
-_MOVED = (
-    *("argmax", "argmin", "broadcast_in_dim", "reduce_and", "reduce_max", "reduce_min"),
-    *("reduce_or", "reduce_prod", "reduce_sum", "reduce_xor", "squeeze", "stack", "tile"),
-    "transpose",
-)
+_MOVED = ("broadcast_in_dim", "squeeze", "stack", "transpose")
 _ALONG = ("axis", "axes", "dimension", "dimensions")
-_IN_ORDER = (
-    *("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "iota", "rev", "sort", "split"),
-    *("top_k", "unstack"),
+_OF_AXES = (
+    *("argmax", "argmin", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "iota"),
+    *("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"),
+    *("reduce_xor", "rev", "sort", "split", "top_k", "unstack"),
 )
 _OF_MATRICES = (
     *("cholesky", "eigh", "geqrf", "householder_product", "lu", "lu_pivots_to_permutation", "qr"),
     *("svd", "triangular_solve"),
+)
+_WINDOW = ("window_dimensions", "window_strides", "padding")
+_OF_WINDOWS = (
+    *("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum"),
+    *("select_and_gather_add", "select_and_scatter_add"),
 )
 # Numbers of samples times what a sample has are looked for up to here.
 _MOST_COUNTED = 1000
@@ -227,60 +229,108 @@ def _common(steps: Sequence[int]) -> int:
     return max(steps, default=0)
 
 
+def _batch_axes(aval: Any) -> list[int]:
+    """Return the axes that the batch is in, alone or folded with others; twice if squared."""
+    axes = [axis for axis, size in enumerate(aval.shape) if size and size % PROBE == 0]
+    return axes + [axis for axis in axes if aval.shape[axis] % PROBE**2 == 0]
+
+
+# The axes along which arrays are put one after the other.
+_JOINED: dict[str, Callable[[Any], list[int]]] = {
+    "concatenate": lambda params: [params["dimension"]],
+    "tile": lambda params: [axis for axis, times in enumerate(params["reps"]) if times > 1],
+}
+
+
+def _anyhow(params: Any, *avals: Any) -> bool:
+    return True
+
+
+def _along_others(params: Any, first: Any, *_: Any) -> bool:
+    along = [params[key] for key in _ALONG if key in params] or [-1]
+    axes = {axis % len(first.shape) for axis in jax.tree.leaves(along)}
+    return axes.isdisjoint(_batch_axes(first))
+
+
+def _convolved(params: Any, inputs: Any, kernel: Any, _: Any) -> bool:
+    has_batch_first = _batch_axes(inputs) == [params["dimension_numbers"].lhs_spec[0]]
+    return has_batch_first and not _batch_axes(kernel) and params["batch_group_count"] == 1
+
+
+def _multiplied(params: Any, first: Any, second: Any, _: Any) -> bool:
+    contracted = zip((first, second), params["dimension_numbers"][0], strict=True)
+    return all({*_batch_axes(aval)}.isdisjoint(axes) for aval, axes in contracted)
+
+
+def _sliced(params: Any, first: Any, *others: Any) -> bool:
+    return _is_as_long(first, others[-1])
+
+
+def _updated(params: Any, first: Any, update: Any, *_: Any) -> bool:
+    return _is_as_long(first, update)
+
+
+def _is_as_long(first: Any, part: Any) -> bool:
+    return all(first.shape[axis] == part.shape[axis] for axis in _batch_axes(first))
+
+
+def _padded(params: Any, first: Any, *_: Any) -> bool:
+    return all(params["padding_config"][axis] == (0, 0, 0) for axis in _batch_axes(first))
+
+
+def _gathered(params: Any, first: Any, *_: Any) -> bool:
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    return all(
+        axis in numbers.operand_batching_dims
+        or (axis not in numbers.start_index_map and sizes[axis] == first.shape[axis])
+        for axis in _batch_axes(first)
+    )
+
+
+def _transformed(params: Any, first: Any, _: Any) -> bool:
+    axes = range(len(first.shape))[-len(params["fft_lengths"]) :]
+    return {*_batch_axes(first)}.isdisjoint(axes)
+
+
+def _taken_as_matrices(params: Any, *avals: Any) -> bool:
+    return all(axis < len(aval.shape) - 2 for aval in avals[:-1] for axis in _batch_axes(aval))
+
+
+def _windowed(params: Any, first: Any, *_: Any) -> bool:
+    windows = [*zip(*(params[key] for key in _WINDOW), strict=True)]
+    return all(windows[axis] == (1, 1, (0, 0)) for axis in _batch_axes(first))
+
+
+# Whether an operation works on each sample by itself, given its parameters, and the shapes of what
+# it reads and of its result. What is not here counts as mixing.
+_IS_APART: dict[str, Callable[..., bool]] = {
+    **dict.fromkeys((*ELEMENTWISE, *_MOVED), _anyhow),
+    **dict.fromkeys(_OF_AXES, _along_others),
+    **dict.fromkeys(_OF_MATRICES, _taken_as_matrices),
+    **dict.fromkeys(_OF_WINDOWS, _windowed),
+    "conv_general_dilated": _convolved,
+    "dot_general": _multiplied,
+    "dynamic_slice": _sliced,
+    "dynamic_update_slice": _updated,
+    "fft": _transformed,
+    "gather": _gathered,
+    "pad": _padded,
+    "slice": _sliced,
+}
+
+
 def _step(eqn: core.JaxprEqn, step: int) -> int:
     """Return the step of the results of one operation, given that of what it reads."""
     name, params = eqn.primitive.name, eqn.params
     avals: list[Any] = [atom.aval for atom in (*eqn.invars, eqn.outvars[0])]
-    first, result = avals[0], avals[-1]
-    axes = _batch_axes(first)
     if name == "reshape":
-        return _reshaped(first, result, step)
-    if name == "concatenate" and params["dimension"] in _batch_axes(result):
-        return _joined([aval.shape[params["dimension"]] for aval in avals[:-1]], step)
-    if name == "tile" and any(params["reps"][axis] > 1 for axis in axes):
-        return _joined([first.shape[axis] for axis in axes], step)
-    if name in (*ELEMENTWISE, *_MOVED, "concatenate"):
-        is_apart = True
-    elif name in _IN_ORDER:
-        along = [params[key] for key in _ALONG if key in params] or [-1]
-        rank = len(first.shape)
-        is_apart = all(axis % rank not in axes for axis in jax.tree.leaves(along))
-    elif name == "conv_general_dilated":
-        places = params["dimension_numbers"].lhs_spec[:1]
-        is_apart = axes == [*places] and not _batch_axes(avals[1])
-        is_apart &= params["batch_group_count"] == 1
-    elif name == "dot_general":
-        contracted = zip(avals[:2], params["dimension_numbers"][0], strict=True)
-        is_apart = all({*_batch_axes(aval)}.isdisjoint(axes) for aval, axes in contracted)
-    elif name == "slice":
-        is_apart = all(first.shape[axis] == result.shape[axis] for axis in axes)
-    elif name == "pad":
-        is_apart = all(params["padding_config"][axis] == (0, 0, 0) for axis in axes)
-    elif name == "gather":
-        numbers = params["dimension_numbers"]
-        is_apart = all(
-            axis in numbers.operand_batching_dims
-            or (axis not in numbers.start_index_map and sizes[axis] == first.shape[axis])
-            for sizes in [params["slice_sizes"]]
-            for axis in axes
-        )
-    elif name == "dynamic_slice":
-        is_apart = all(params["slice_sizes"][axis] == first.shape[axis] for axis in axes)
-    elif name == "dynamic_update_slice":
-        is_apart = all(avals[1].shape[axis] == first.shape[axis] for axis in axes)
-    elif name == "fft":
-        transformed = range(len(first.shape))[-len(params["fft_lengths"]) :]
-        is_apart = {*axes}.isdisjoint(transformed)
-    elif name in _OF_MATRICES:
-        is_apart = all(a < len(aval.shape) - 2 for aval in avals[:-1] for a in _batch_axes(aval))
-    elif "window_dimensions" in params:
-        window = zip(
-            params["window_dimensions"], params["window_strides"], params["padding"], strict=True
-        )
-        is_apart = all(each == (1, 1, (0, 0)) for i, each in enumerate(window) if i in axes)
-    else:
-        is_apart = False
-    if not is_apart:
+        return _reshaped(avals[0], avals[-1], step)
+    if name in _JOINED:
+        along = _JOINED[name](params)
+        for axis in {*_batch_axes(avals[-1])}.intersection(along):
+            step = _joined([aval.shape[axis] for aval in avals[:-1]], step)
+        return step
+    if name not in _IS_APART or not _IS_APART[name](params, *avals):
         raise _Mixed
     return step
 
@@ -302,12 +352,6 @@ def _joined(sizes: Sequence[int], step: int) -> int:
     if any(size % (PROBE * step) for size in sizes):
         raise _Mixed
     return step
-
-
-def _batch_axes(aval: Any) -> list[int]:
-    """Return the axes that the batch is in, alone or folded with others; twice if squared."""
-    axes = [axis for axis, size in enumerate(aval.shape) if size and size % PROBE == 0]
-    return axes + [axis for axis in axes if aval.shape[axis] % PROBE**2 == 0]
 
 
 def _follow_scan(eqn: core.JaxprEqn, body: core.Jaxpr, steps: list[int]) -> list[int]:
