@@ -142,7 +142,7 @@ to_filter = {
 }
 others = {
     "Integrated Gradients": xa.IntegratedGradients(wrapped, steps=10, batch_size=640),
-    "Occlusion": xa.Occlusion(wrapped, patch_size=8, patch_stride=4, batch_size=484),
+    "Occlusion": xa.Occlusion(wrapped, patch_size=8, patch_stride=4, batch_size=121),
 }
 
 

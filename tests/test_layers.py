@@ -65,6 +65,27 @@ class Pooled(nn.Module):
         return nn.Dense(10)(Block(6)(x).mean((1, 2)))
 
 
+class Spectrum(nn.Module):
+    """Complex numbers, multiplied by others."""
+
+    @nn.compact
+    def __call__(self, x):
+        turns = self.param("turns", SMALL, (2, 8, 5))
+        return jnp.fft.rfft2(x[..., 0]) * jax.lax.complex(*turns)
+
+
+class Fourier(nn.Module):
+    """Complex numbers go past a ReLU."""
+
+    @nn.compact
+    def __call__(self, x):
+        spectrum = Spectrum()(x)
+        y = nn.relu(nn.Conv(6, (3, 3), bias_init=SMALL)(x)).mean(-1)
+        mixed = jnp.fft.irfft2(spectrum * jnp.conj(jnp.fft.rfft2(y)))
+        mixed = nn.relu(mixed - mixed.mean((1, 2), keepdims=True))
+        return nn.Dense(10)(mixed.reshape(len(x), -1))
+
+
 class TwoRows(nn.Module):
     """Two rows for each sample."""
 
@@ -704,7 +725,7 @@ class TestClones:
 
 
 class TestReLUs:
-    @pytest.mark.parametrize("module", [Residual, Pooled, TwoRows])
+    @pytest.mark.parametrize("module", [Residual, Pooled, TwoRows, Fourier])
     def test_gradients_of_changed_relus(self, module):
         """Guided Backprop and DeconvNet against their definition."""
         model, parameters = wrap(module(), DIGITS)

@@ -49,7 +49,7 @@ class JaxFunction:
     function
         ``function(parameters, *arrays)``, which returns a tuple of arrays.
     inputs
-        For each of the ``arrays``, whether it is floating, and so has a gradient.
+        For each of the ``arrays``, whether it is floating or complex, and so has a gradient.
     outputs
         The same for what the function returns.
     batches
@@ -82,9 +82,9 @@ class JaxFunction:
 
     @property
     def pullback(self) -> JaxFunction:
-        """``(parameters, *read, *cotangents)`` to the gradients of the floating arrays.
+        """``(parameters, *read, *cotangents)`` to the gradients of those arrays that have one.
 
-        It recomputes the function, so that asking for a gradient costs exactly one forward and
+        Those of complex numbers are, as TensorFlow has them, the conjugates of JAX's. It recomputes the function, so that asking for a gradient costs exactly one forward and
         one backward pass, in one compiled call.
         """
         with self._lock:
@@ -142,17 +142,17 @@ class JaxFunction:
     def _gradients(
         self, parameters: Parameters, arrays: Sequence[Any], cotangents: Sequence[Any]
     ) -> tuple:
-        floating = [i for i, is_floating in enumerate(self._inputs) if is_floating]
+        places = [i for i, has_gradient in enumerate(self._inputs) if has_gradient]
 
-        def of_floating(*values: Any) -> tuple:
+        def differentiable(*values: Any) -> tuple:
             merged = list(arrays)
-            for i, value in zip(floating, values, strict=True):
+            for i, value in zip(places, values, strict=True):
                 merged[i] = value
             outputs = self._function(parameters, *merged)
             return tuple(itertools.compress(outputs, self._outputs))
 
-        _, vjp = jax.vjp(of_floating, *(arrays[i] for i in floating))
-        return vjp(tuple(cotangents))
+        _, vjp = jax.vjp(differentiable, *(arrays[i] for i in places))
+        return tuple(map(jnp.conj, vjp(tuple(map(jnp.conj, cotangents)))))
 
 
 class Bridge:
@@ -224,25 +224,29 @@ def _differentiable(
         outputs = _run(reference, inputs, specs)
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            floating = [i for i, tensor in enumerate(inputs) if tensor.dtype.is_floating]
+            places = [i for i, tensor in enumerate(inputs) if _has_gradient(tensor.dtype)]
             cotangents = [
-                g for g, (_, dtype) in zip(upstream, specs, strict=True) if dtype.is_floating
+                g for g, (_, dtype) in zip(upstream, specs, strict=True) if _has_gradient(dtype)
             ]
             gradients: list[tf.Tensor | None] = [None] * len(inputs)
-            if not floating or not cotangents:
+            if not places or not cotangents:
                 return gradients
             bridge = _alive(reference)
             pulled = bridge.pullback(
                 [*bridge.read_by_pullback(inputs), *cotangents],
-                [(_static_shape(inputs[i]), inputs[i].dtype) for i in floating],
+                [(_static_shape(inputs[i]), inputs[i].dtype) for i in places],
             )
-            for i, value in zip(floating, pulled, strict=True):
+            for i, value in zip(places, pulled, strict=True):
                 gradients[i] = value
             return gradients
 
         return outputs, gradient
 
     return operation(*tensors)
+
+
+def _has_gradient(dtype: tf.DType) -> bool:
+    return dtype.is_floating or dtype.is_complex
 
 
 def _static_shape(tensor: tf.Tensor) -> list[int | None] | None:

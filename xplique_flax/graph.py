@@ -42,6 +42,10 @@ class Value:
     def is_floating(self) -> bool:
         return self.dtype == "float32"
 
+    @property
+    def has_gradient(self) -> bool:
+        return self.is_floating or self.dtype.startswith("complex")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -236,9 +240,9 @@ class Graph:
                 return self.run(index, own, tensors[split:], tensors[:split])
 
             sources = [self.value(ref) for ref in cell.inputs]
-            floating = [value.is_floating for value in sources] + [True] * len(cell.shared)
-            outputs = [value.is_floating for value in cell.outputs]
-            self._functions[index] = JaxFunction(function, floating, outputs)
+            inputs = [value.has_gradient for value in sources] + [True] * len(cell.shared)
+            outputs = [value.has_gradient for value in cell.outputs]
+            self._functions[index] = JaxFunction(function, inputs, outputs)
         return self._functions[index]
 
     def run(
@@ -289,17 +293,17 @@ class Graph:
             return tuple(values[ref] for ref in outputs)
 
         read, written = ([self.value(ref) for ref in refs] for refs in (inputs, outputs))
-        floating = [[value.is_floating for value in values] for values in (read, written)]
+        gradients = [[value.has_gradient for value in values] for values in (read, written)]
         outline = self._outline(start, stop, read, written)
         with within(self._mesh):
-            jitted = JaxFunction(function, floating[0], floating[1], outline=outline)
+            jitted = JaxFunction(function, *gradients, outline=outline)
         return Section(inputs, outputs, jitted)
 
     def _outline(
         self, start: int, stop: int, read: Sequence[Value], written: Sequence[Value]
     ) -> Outline | None:
         """Return what is known of a section, if its batch size can be told from its outputs."""
-        explained = [value for value in written if value.is_floating]
+        explained = [value for value in written if value.has_gradient]
         place = _batch_axis(explained)
         if place is None:
             return None
