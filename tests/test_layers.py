@@ -734,6 +734,21 @@ class TestReLUs:
         assert largest_difference(GuidedBackprop(model)(DIGITS, TARGETS), guided) < 1e-5
         assert largest_difference(DeconvNet(model)(DIGITS, TARGETS), deconv) < 1e-5
 
+    def test_gradient_of_a_layer_of_complex_numbers(self):
+        """TensorFlow's gradient is the conjugate of JAX's: here it goes from one to the other."""
+        model, parameters = wrap(Fourier(), DIGITS)
+        layer, spectrum = model.get_layer("Spectrum_0"), parameters["params"]["Spectrum_0"]
+
+        def power(x):
+            return (jnp.abs(Spectrum().apply({"params": spectrum}, x) - (1 + 2j)) ** 2).sum()
+
+        with tf.GradientTape() as tape:
+            inputs = tf.constant(DIGITS)
+            tape.watch(inputs)
+            outputs = tf.reduce_sum(tf.abs(layer(inputs) - (1 + 2j)) ** 2)
+        gradient = tape.gradient(outputs, inputs)
+        assert largest_difference(gradient, jax.grad(power)(DIGITS)) < 1e-5
+
     def test_relu6_saturates(self):
         class Six(nn.Module):
             @nn.compact

@@ -84,7 +84,9 @@ class JaxFunction:
     def pullback(self) -> JaxFunction:
         """``(parameters, *read, *cotangents)`` to the gradients of those arrays that have one.
 
-        Those of complex numbers are, as TensorFlow has them, the conjugates of JAX's. It recomputes the function, so that asking for a gradient costs exactly one forward and
+        Those of complex numbers are, as TensorFlow has them, the conjugates of JAX's.
+
+        It recomputes the function, so that asking for a gradient costs exactly one forward and
         one backward pass, in one compiled call.
         """
         with self._lock:

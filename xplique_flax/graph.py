@@ -293,10 +293,10 @@ class Graph:
             return tuple(values[ref] for ref in outputs)
 
         read, written = ([self.value(ref) for ref in refs] for refs in (inputs, outputs))
-        gradients = [[value.has_gradient for value in values] for values in (read, written)]
+        has_gradient = [[value.has_gradient for value in values] for values in (read, written)]
         outline = self._outline(start, stop, read, written)
         with within(self._mesh):
-            jitted = JaxFunction(function, *gradients, outline=outline)
+            jitted = JaxFunction(function, has_gradient[0], has_gradient[1], outline=outline)
         return Section(inputs, outputs, jitted)
 
     def _outline(
