@@ -154,7 +154,7 @@ class JaxFunction:
             return tuple(itertools.compress(outputs, self._outputs))
 
         _, vjp = jax.vjp(differentiable, *(arrays[i] for i in places))
-        return tuple(map(jnp.conj, vjp(tuple(map(jnp.conj, cotangents)))))
+        return jax.tree.map(jnp.conj, vjp(jax.tree.map(jnp.conj, tuple(cotangents))))
 
 
 class Bridge:
