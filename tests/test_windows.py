@@ -121,6 +121,64 @@ def test_other_pooling_is_left_to_xla(pool):
     np.testing.assert_array_equal(compiled(None, images), pool(images))
 
 
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"),
+    [
+        ((2, 2), (2, 2), "VALID"),
+        ((3, 3), (2, 2), ((1, 1), (0, 1))),
+        ((3, 3), (1, 1), "SAME"),
+        ((2, 3), (1, 2), "SAME"),
+        ((2, 2), (3, 3), "VALID"),
+    ],
+)
+def test_average_pooling_and_its_gradient_are_the_same(window, strides, padding, count_include_pad):
+    images = jnp.array(RNG.normal(size=(2, 9, 10, 3)), "float32").at[0, 3, 4].set(jnp.inf)
+
+    def pool(_, x):
+        return nn.avg_pool(x, window, strides, padding, count_include_pad)
+
+    upstream = jnp.array(RNG.normal(size=pool(None, images).shape), "float32")
+
+    def gradient(_, x, upstream):
+        return jax.vjp(lambda y: pool(None, y), x)[1](upstream)[0]
+
+    for function, arrays in ((pool, [images]), (gradient, [images, upstream])):
+        compiled = cpu.Compiled(function)
+        assert not is_left_to_xla("reduce_window_sum", compiled, *arrays)
+        given, expected = compiled(None, *arrays), function(None, *arrays)
+        np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
+    assert np.isinf(pool(None, images)).any()
+
+
+@pytest.mark.parametrize(
+    ("window", "dtype"), [((6, 6), "float32"), ((2, 2), "bfloat16"), ((2, 2), "int32")]
+)
+def test_other_sums_are_left_to_xla(window, dtype):
+    images = jnp.array(RNG.normal(size=(2, 6, 6, 1)) * 9, dtype)
+
+    def pool(_, x):
+        zero = np.zeros((), dtype)
+        return lax.reduce_window(x, zero, lax.add, (1, *window, 1), (1,) * 4, "VALID")
+
+    compiled = cpu.Compiled(pool)
+    assert is_left_to_xla("reduce_window_sum", compiled, images)
+    np.testing.assert_array_equal(compiled(None, images), pool(None, images))
+
+
+@pytest.mark.parametrize("pool", [nn.max_pool, nn.avg_pool])
+@pytest.mark.parametrize(("channels", "is_apart"), [(4, False), (8, True), (16, False)])
+def test_pooling_of_few_channels_is_not_joined_with_what_is_pooled(pool, channels, is_apart):
+    images = jnp.array(RNG.normal(size=(2, 6, 6, channels)), "float32")
+
+    def function(_, x):
+        return pool(nn.silu(x), (2, 2), (2, 2))
+
+    compiled = cpu.Compiled(function)
+    assert (" call(" in traced(compiled, images).lower().compile().as_text()) == is_apart
+    np.testing.assert_allclose(compiled(None, images), function(None, images), atol=1e-6)
+
+
 def test_gradient_of_large_windows_is_left_to_xla():
     def gradient(_, x):
         return jax.grad(lambda y: nn.max_pool(y, (6, 6)).sum())(x)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from . import flattened, onednn, products, relus, transposed, windows
+from . import materialized, onednn, products, relus, transposed, windows
 from .jaxprs import flipped_kernels, has_products_in_loops, largest_array, substitute
 from .recomputed import recomputed
 
@@ -249,6 +249,7 @@ _SUBSTITUTES: dict[str, Callable] = {
     "dot_general": products.dot_general,
     "max": relus.maximum,
     "reduce_window_max": windows.max_pool,
-    "reshape": flattened.reshape,
+    "reduce_window_sum": windows.sum_pool,
+    "reshape": materialized.reshape,
     "select_and_scatter_add": windows.max_pool_gradient,
 }

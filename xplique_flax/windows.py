@@ -13,11 +13,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .materialized import materialized
+
 _LARGEST_WINDOW = 32
 _LARGEST_DEPTHWISE_WINDOW = 64  # ConvNeXt's are 7 x 7
+# Joined with pooling of so many channels, activations with exponential functions are computed a
+# number at a time, in two to four times the time.
+_SLOWLY_JOINED = range(5, 16)
 
 
-def max_pool(
+def max_pool(inputs: Any, **window: Any) -> Any:
+    """Compute ``reduce_window_max`` as one operation on whole arrays for each place in the window.
+
+    XLA joins them with what comes before, which it does not do with its own loop over the windows.
+    """
+    is_floating = jnp.issubdtype(inputs.dtype, jnp.floating)
+    return _pool(jnp.maximum, -jnp.inf, inputs, **window) if is_floating else NotImplemented
+
+
+def sum_pool(inputs: Any, **window: Any) -> Any:
+    """Compute ``reduce_window_sum``, of average pooling and its gradient, in the same way.
+
+    Average pooling takes 0.14 to 0.8 of the time, and its gradient 0.15 to 0.3 where windows
+    overlap or have three axes.
+    """
+    # XLA adds numbers of half the precision in another one.
+    is_single = inputs.dtype == np.float32
+    return _pool(jnp.add, 0, inputs, **window) if is_single else NotImplemented
+
+
+def _pool(
+    combine: Callable[[Any, Any], Any],
+    padder: float,
     inputs: Any,
     *,
     window_dimensions: Sequence[int],
@@ -25,21 +52,18 @@ def max_pool(
     padding: Sequence[tuple[int, int]],
     **dilations: Sequence[int],
 ) -> Any:
-    """Compute ``reduce_window_max`` as one operation on whole arrays for each place in the window.
-
-    XLA joins them with what comes before, which it does not do with its own loop over the windows.
-    """
     is_dilated = any(size > 1 for sizes in dilations.values() for size in sizes)
-    is_floating = jnp.issubdtype(inputs.dtype, jnp.floating)
-    if is_dilated or not is_floating or math.prod(window_dimensions) > _LARGEST_WINDOW:
+    if is_dilated or math.prod(window_dimensions) > _LARGEST_WINDOW:
         return NotImplemented
-    padded = with_padding(inputs, padding, -jnp.inf)
+    if inputs.shape[-1] in _SLOWLY_JOINED:
+        inputs = materialized(inputs)
+    padded = with_padding(inputs, padding, padder)
     spans = zip(padded.shape, window_dimensions, window_strides, strict=True)
     shape = [(size - window) // stride + 1 for size, window, stride in spans]
     values = [
         _values_at(padded, place, shape, window_strides) for place in _places(window_dimensions)
     ]
-    return functools.reduce(jnp.maximum, values)
+    return functools.reduce(combine, values)
 
 
 def max_pool_gradient(

@@ -29,7 +29,7 @@ def gradient(_, images):
 @pytest.mark.parametrize("function", [classified, gradient])
 def test_flattened_samples_are_the_same(function):
     compiled = cpu.Compiled(function)
-    assert "name=flatten" in given_to_xla(compiled, IMAGES)
+    assert "name=same" in given_to_xla(compiled, IMAGES)
     np.testing.assert_allclose(compiled(None, IMAGES), function(None, IMAGES), atol=1e-5)
 
 
@@ -51,11 +51,11 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_reshaping_is_left_to_xla(name):
     compiled = cpu.Compiled(lambda _, x: OTHERS[name](x))
-    assert "name=flatten" not in given_to_xla(compiled, IMAGES)
+    assert "name=same" not in given_to_xla(compiled, IMAGES)
     np.testing.assert_array_equal(compiled(None, IMAGES), OTHERS[name](IMAGES))
 
 
 def test_it_is_left_to_xla_with_several_devices(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     compiled = cpu.Compiled(classified)
-    assert "name=flatten" not in given_to_xla(compiled, IMAGES)
+    assert "name=same" not in given_to_xla(compiled, IMAGES)
