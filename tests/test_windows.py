@@ -151,19 +151,64 @@ def test_average_pooling_and_its_gradient_are_the_same(window, strides, padding,
     assert np.isinf(pool(None, images)).any()
 
 
+def test_gradient_of_global_average_pooling_is_repeated():
+    images = jnp.array(RNG.normal(size=(2, 7, 8, 3)), "float32")
+
+    def gradient(_, x):
+        return jax.grad(lambda y: (x * nn.avg_pool(y, (7, 8))).sum())(x)
+
+    compiled = cpu.Compiled(gradient)
+    assert given_to_xla(compiled, images).count("reduce_window_sum") == 1  # for what is not read
+    np.testing.assert_allclose(compiled(None, images), gradient(None, images), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("window", "dtype"), [((6, 6), "float32"), ((2, 2), "bfloat16"), ((2, 2), "int32")]
+    ("pad", "value", "window"),
+    [
+        ((1, 1, 1), 0.0, {}),
+        ((1, 2, 1), 0.0, {}),
+        ((0, 1, 1), 0.0, {}),
+        ((1, 1, 1), 1.0, {}),
+        ((1, -1, 1), 0.0, {}),
+        ((1, 1, 1), 0.0, {"window_strides": (1, 2, 1, 1)}),
+        ((1, 1, 1), 0.0, {"window_dilation": (1, 2, 1, 1)}),
+        ((1, 1, 1), 0.0, {"padding": ((0, 0), (1, 0), (0, 0), (0, 0))}),
+        ((1, 1, 0), 0.0, {"base_dilation": (1, 2, 1, 1)}),
+    ],
 )
-def test_other_sums_are_left_to_xla(window, dtype):
-    images = jnp.array(RNG.normal(size=(2, 6, 6, 1)) * 9, dtype)
+def test_sum_of_numbers_with_zeros_between_them_is_the_same(pad, value, window):
+    images = jnp.array(RNG.normal(size=(2, 5, 5, 3)), "float32")
+    arguments = {"window_strides": (1,) * 4, "padding": "VALID"} | window
 
     def pool(_, x):
-        zero = np.zeros((), dtype)
-        return lax.reduce_window(x, zero, lax.add, (1, *window, 1), (1,) * 4, "VALID")
+        padded = lax.pad(x, value, [(0, 0, 0), pad, pad, (0, 0, 0)])
+        return lax.reduce_window(padded, 0.0, lax.add, (1, 2, 2, 1), **arguments)
 
-    compiled = cpu.Compiled(pool)
+    given, expected = cpu.Compiled(pool)(None, images), pool(None, images)
+    np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: nn.avg_pool(x, (6, 6)),
+        lambda x: nn.avg_pool(x.astype("bfloat16"), (2, 2)),
+        lambda x: lax.reduce_window(
+            (9 * x).astype(int), 0, lax.add, (1, 2, 2, 1), (1,) * 4, "SAME"
+        ),
+        lambda x: lax.reduce_window(
+            x, 0.0, lax.add, (1, 2, 2, 1), (1,) * 4, "VALID", window_dilation=(1, 2, 1, 1)
+        ),
+    ],
+    ids=["large", "half", "integers", "dilated"],
+)
+def test_other_sums_are_left_to_xla(pool):
+    images = jnp.array(RNG.normal(size=(2, 6, 6, 1)), "float32")
+    compiled = cpu.Compiled(lambda _, x: pool(x))
     assert is_left_to_xla("reduce_window_sum", compiled, images)
-    np.testing.assert_array_equal(compiled(None, images), pool(None, images))
+    np.testing.assert_allclose(
+        *(np.asarray(f(images), "float32") for f in (lambda x: compiled(None, x), pool)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("pool", [nn.max_pool, nn.avg_pool])

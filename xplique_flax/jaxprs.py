@@ -232,7 +232,7 @@ def substitute(
     recomputed
         What to compute again where the gradient reads it.
     """
-    jaxpr = _comparing_outputs(closed.jaxpr)
+    jaxpr = _with_dilated_sums(_comparing_outputs(closed.jaxpr))
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *arguments], strict=True))
     env |= known
     kept = _kept_masks(jaxpr)
@@ -301,6 +301,32 @@ def _comparing_outputs(jaxpr: core.Jaxpr) -> core.Jaxpr:
             output, bounds = relus.get(compared, (compared, {}))
             if isinstance(bound, core.Literal) and bound.val == bounds.get(name):
                 eqn = eqn.replace(invars=[output, bound])
+        equations.append(eqn)
+    return jaxpr.replace(eqns=equations)
+
+
+def _with_dilated_sums(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """Join zeros that are put around and between numbers with the sum over windows of the result.
+
+    The gradient of average pooling is such a sum.
+    """
+    pads = {}
+    equations = []
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "pad" and getattr(eqn.invars[1], "val", None) == 0:
+            *padding, between = zip(*eqn.params["padding_config"], strict=True)
+            pads[eqn.outvars[0]] = (
+                eqn.invars[0],
+                {
+                    "padding": tuple(zip(*padding, strict=True)),
+                    "base_dilation": tuple(1 + zeros for zeros in between),
+                },
+            )
+        elif name == "reduce_window_sum" and eqn.invars[0] in pads:
+            array, around = pads[eqn.invars[0]]
+            if not any(map(any, eqn.params["padding"])) and max(eqn.params["base_dilation"]) == 1:
+                eqn = eqn.replace(invars=[array], params=eqn.params | around)
         equations.append(eqn)
     return jaxpr.replace(eqns=equations)
 

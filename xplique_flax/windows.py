@@ -31,15 +31,45 @@ def max_pool(inputs: Any, **window: Any) -> Any:
     return _pool(jnp.maximum, -jnp.inf, inputs, **window) if is_floating else NotImplemented
 
 
-def sum_pool(inputs: Any, **window: Any) -> Any:
+def sum_pool(
+    inputs: Any,
+    *,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base_dilation: Sequence[int],
+    window_dilation: Sequence[int],
+) -> Any:
     """Compute ``reduce_window_sum``, of average pooling and its gradient, in the same way.
 
-    Average pooling takes 0.14 to 0.8 of the time, and its gradient 0.15 to 0.3 where windows
-    overlap or have three axes.
+    Average pooling takes 0.14 to 0.8 of the time. Its gradient is a sum over windows of numbers
+    with zeros between them, which are repeated where the windows of the pooling do not overlap:
+    that of a small convolutional network takes 0.76 to 0.97 of the time, and 0.41 to 0.47 where
+    windows overlap.
     """
-    # XLA adds numbers of half the precision in another one.
-    is_single = inputs.dtype == np.float32
-    return _pool(jnp.add, 0, inputs, **window) if is_single else NotImplemented
+    if inputs.dtype != np.float32:  # XLA adds numbers of half the precision in another one
+        return NotImplemented
+    axes = list(zip(inputs.shape, padding, base_dilation, window_dimensions, strict=True))
+    is_repeated = max(*window_strides, *window_dilation) == 1 and all(
+        low == k - 1 and (step == k or n == 1) for n, (low, _), step, k in axes
+    )
+    if is_repeated:
+        for axis, times in enumerate(window_dimensions):
+            inputs = jnp.repeat(inputs, times, axis)
+        return with_padding(inputs, [(0, high + 1 - k) for _, (_, high), _, k in axes], 0)
+    if max(base_dilation) > 1:
+        zeros = [(*around, step - 1) for around, step in zip(padding, base_dilation, strict=True)]
+        inputs = lax.pad(inputs, np.zeros((), inputs.dtype), zeros)
+        padding = ((0, 0),) * inputs.ndim
+    return _pool(
+        jnp.add,
+        0,
+        inputs,
+        window_dimensions=window_dimensions,
+        window_strides=window_strides,
+        padding=padding,
+        window_dilation=window_dilation,
+    )
 
 
 def _pool(
