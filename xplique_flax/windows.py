@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -115,20 +114,15 @@ def max_pool_gradient(
     if not is_max or math.prod(window_dimensions) > _LARGEST_WINDOW or not gradient.size:
         return NotImplemented
     places = _places(window_dimensions)
-
-    def find(inputs: Any) -> Any:
-        """Return the place of each window's first maximum."""
-        padded = with_padding(inputs, padding, -jnp.inf)
-        largest: Any = -jnp.inf
-        where = jnp.zeros(gradient.shape, "int8")
-        for index, place in enumerate(places):
-            value = _values_at(padded, place, gradient.shape, window_strides)
-            is_larger = ~(largest >= value)
-            largest = jnp.where(is_larger, value, largest)
-            where = jnp.where(is_larger, np.int8(index), where)
-        return where
-
-    where = _apart(find, inputs)
+    padded = with_padding(inputs, padding, -jnp.inf)
+    largest: Any = -jnp.inf
+    where = jnp.zeros(gradient.shape, "int8")
+    for index, place in enumerate(places):
+        value = _values_at(padded, place, gradient.shape, window_strides)
+        is_larger = ~(largest >= value)
+        largest = jnp.where(is_larger, value, largest)
+        where = jnp.where(is_larger, np.int8(index), where)
+    where = materialized(where)  # or XLA would find it anew for each number that is read of it
     parts = {place: jnp.where(where == index, gradient, 0) for index, place in enumerate(places)}
     sizes = [low + size + high for (low, high), size in zip(padding, inputs.shape, strict=True)]
     for axis in reversed(range(gradient.ndim)):
@@ -144,17 +138,6 @@ def max_pool_gradient(
         }
     ends = [low + size for (low, _), size in zip(padding, inputs.shape, strict=True)]
     return lax.slice(parts[()], [low for low, _ in padding], ends)
-
-
-def _apart(function: Callable[[Any], Any], array: Any) -> Any:
-    """Compute a function of an array before what reads the result.
-
-    XLA would compute it anew for each number that is read of it. It does not look into branches,
-    and which of the two is taken makes no difference.
-    """
-    if jax.local_device_count() > 1:  # they would have to agree on a branch
-        return function(array)
-    return lax.cond(array[(0,) * array.ndim] > 0, function, function, array)
 
 
 def depthwise_convolution(
