@@ -340,7 +340,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
 def count():
-    # A thread has heaps of 64 MiB, each at a multiple of that. The first also holds its bookkeeping.
+    # A thread's heaps are at multiples of 64 MiB. The first of them begins with its bookkeeping.
     while (piece := library.malloc(SIZE)) % 2**26 > 256:
         pass
     library.free(piece)

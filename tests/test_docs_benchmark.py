@@ -26,7 +26,8 @@ ROWS = {
 def root(tmp_path):
     file = tmp_path / RESULTS
     file.parent.mkdir()
-    alone = {"cnn": {"Rise": {"xplique_flax": {"seconds": 1.234, "MB": 56.7}}}}
+    found = {"seconds": 1.234, "MB": 56.7, "later MB": 4.3}
+    alone = {"cnn": {"Rise": {"xplique_flax": found}}}
     growth = {"Saliency, images": {"4": {"xplique_flax": 0.0123}, "16": {"xplique_flax": 2.5432}}}
     results = {"machine": {"cores": "2"}, "networks": {"cnn": ROWS}, "alone": alone}
     results["growth"] = growth
@@ -56,7 +57,7 @@ def test_first_calls(root):
         "",
         "| Method | xplique_flax |",
         "| :-- | --: |",
-        "| Rise | 1.23&nbsp;s<br>57&nbsp;MB |",
+        "| Rise | 1.23&nbsp;s<br>57&nbsp;MB<br>4&nbsp;MB |",
     ]
 
 
