@@ -30,6 +30,7 @@ ALT = (
     "Bars for each network and each group of methods: the time of xplique_flax, divided by that of "
     "each other tool, as a geometric mean. The tables below give the ratios for each method."
 )
+_FIRST_CALL = "{seconds:.2f}&nbsp;s<br>{MB:.0f}&nbsp;MB<br>{later MB:.0f}&nbsp;MB"
 _DIRECTIVE = re.compile(r"^<!-- benchmark: (\w+) -->$", re.MULTILINE)
 
 Row = Mapping[str, float]
@@ -95,7 +96,7 @@ def _first_calls(rows: Mapping[str, Mapping[str, Row]]) -> str:
     lines = [_line(["Method", *tools]), _line([":--", *["--:"] * len(tools)])]
     for method, row in rows.items():
         found = [row[tool] for tool in tools]
-        cells = [f"{each['seconds']:.2f}&nbsp;s<br>{each['MB']:.0f}&nbsp;MB" for each in found]
+        cells = [_FIRST_CALL.format(**each) for each in found]
         lines.append(_line([method, *cells]))
     return "\n".join(lines)
 
