@@ -134,12 +134,10 @@ def _time_model_calls(call: Explain, pure: PureJax, rounds: int) -> dict[str, li
     This comes after the calls of all tools: JAX alone gives hundreds of megabytes back to the
     system, and whatever comes next has to ask for them again.
     """
-    with recorded(call) as batches:
-        pure.run(batches)
+    pure.run(recorded(call))
     found: dict[str, list[float]] = {"in model calls": [], "pure JAX": []}
     for _ in range(rounds):
-        with recorded(call) as batches:
-            pass
+        batches = recorded(call)
         found["in model calls"].append(sum(batch.seconds for batch in batches))
         found["pure JAX"].append(timed(lambda batches=batches: pure.run(batches)))
     return found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -28,9 +27,8 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-@contextmanager
-def recorded(call: Callable[[], Any]) -> Iterator[list[Batch]]:
-    """Explain once, and give the model calls that were needed, in order."""
+def recorded(call: Callable[[], Any]) -> list[Batch]:
+    """Explain once, and return the model calls that were needed, in order."""
     batches: list[Batch] = []
     execute = Bridge.execute
 
@@ -43,7 +41,7 @@ def recorded(call: Callable[[], Any]) -> Iterator[list[Batch]]:
 
     with mock.patch.object(Bridge, "execute", noted):
         call()
-    yield batches
+    return batches
 
 
 class PureJax:

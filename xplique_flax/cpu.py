@@ -157,8 +157,8 @@ def _keep_memory() -> None:
     less than 32 MiB. This array takes no memory: nothing is written to it.
 
     XLA's threads have heaps of 64 MiB. One that had to be added for a piece is given back when the
-    piece is freed, unless the piece is smaller than the padding of heaps. It happens in one process
-    of three, where methods that perturb then take 1.15 to 1.3 times as long.
+    piece is freed, unless the piece is smaller than the padding of heaps. It depends on what else
+    is in a process; methods that perturb then take 1.15 to 1.3 times as long.
     """
     np.empty(_KEPT, "uint8")
     if library := _gnu_c_library():
