@@ -78,7 +78,30 @@ def test_a_rest_and_a_second_explainer_compile_nothing(wrapped):
     assert compiled_sizes(wrapped) == before
 
 
-@pytest.mark.parametrize("method", [GradCAM, GradCAMPP, GuidedBackprop, DeconvNet])
+@pytest.mark.parametrize("method", [GuidedBackprop, DeconvNet])
+def test_batches_of_a_guided_model_are_padded(method):
+    wrapped = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
+    method(wrapped, batch_size=8)(IMAGES[:16], TARGETS[:16])
+    with compilations() as compiled:
+        for number, batch_size in ((21, 8), (14, 7)):
+            few = IMAGES[:number], TARGETS[:number]
+            padded = method(wrapped, batch_size=batch_size)(*few)
+            assert largest_difference(padded, method(wrapped, batch_size=8)(*few)) < 1e-6
+    assert compiled == []
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, DeconvNet])
+def test_large_batches_of_a_guided_model_are_run_in_pieces(method, monkeypatch):
+    whole, split = (FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:]) for _ in range(2))
+    expected = method(whole, batch_size=8)(IMAGES[:8], TARGETS[:8])
+    monkeypatch.setattr(batches, "_IN_GRADIENT", 1)
+    explainer = method(split, batch_size=8)
+    assert largest_difference(explainer(IMAGES[:8], TARGETS[:8]), expected) < 1e-6
+    (bridge,) = explainer.model._sections._bridges.values()
+    assert sizes_of(bridge._function.pullback) == {2}
+
+
+@pytest.mark.parametrize("method", [GradCAM, GradCAMPP])
 def test_parts_between_watched_layers_are_compiled_at_most_twice(method):
     wrapped = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
     method(wrapped, batch_size=8)(IMAGES[:21], TARGETS[:21])
@@ -275,7 +298,7 @@ def test_samples_of_usual_models_are_independent(name):
         cost = cost_per_sample(batch, of_pullback)
         assert cost is not None
         if core.graph:  # with the submodules' tags
-            assert cost_per_sample(core.graph.traced_batch, of_pullback) == cost
+            assert core.graph.cost_per_sample(of_pullback) == cost
 
 
 def batch_norm(_, x):

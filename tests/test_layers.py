@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits, load_wine
-from xplique.attributions import FEM, DeconvNet, GradCAM, GuidedBackprop, Saliency
+from xplique.attributions import FEM, DeconvNet, GradCAM, GradientInput, GuidedBackprop, Saliency
+from xplique.commons.model_override import override_relu_gradient
 
 from tests.compilations import compilations
 from xplique_flax import FlaxWrapper
@@ -108,6 +109,20 @@ def with_changed_relus(module, parameters, rule):
         return jax.grad(lambda x: (module.apply(parameters, x) * TARGETS).sum())(DIGITS)
     finally:
         nn.relu = original
+
+
+def users_policy(is_guided):
+    """A policy for ReLUs as Xplique has them, but not one of its own."""
+
+    def policy(max_value=None, threshold=0.0):
+        @tf.custom_gradient
+        def relu(x):
+            gate = tf.cast(x > 0, tf.float32) if is_guided else 1
+            return tf.nn.relu(x), lambda g: tf.nn.relu(g) * gate
+
+        return relu
+
+    return policy
 
 
 def chain(model):
@@ -597,7 +612,7 @@ class TestWeights:
         with compilations() as compiled:
             clone(DIGITS)
             assert not compiled
-            clone(DIGITS[:3])
+            clone(np.concatenate([DIGITS, DIGITS]))
             assert compiled
 
 
@@ -653,10 +668,23 @@ class TestClones:
         assert largest_difference(outputs, module.apply(parameters, inputs)) < 1e-6
 
     @pytest.mark.parametrize("method", [GuidedBackprop, DeconvNet])
-    def test_guided_model_is_one_call_between_two_relus(self, method, residual, calls):
+    def test_guided_model_is_one_call(self, method, residual, calls):
         method(residual[0])(DIGITS, TARGETS)
+        assert len(calls) == 1
+
+    def test_model_with_a_users_relus_is_one_call_between_two(self, residual, calls):
+        Saliency(override_relu_gradient(residual[0], users_policy(True)))(DIGITS, TARGETS)
         parts = 4  # that the three ReLUs leave; the last one is called for its gradient alone
         assert len(calls) == parts - 1 + parts
+
+    def test_one_relu_of_the_user_among_those_of_xplique(self, residual, calls):
+        expected = GuidedBackprop(residual[0])(DIGITS, TARGETS)
+        explainer = GuidedBackprop(residual[0])
+        explainer.model.get_layer("Block_0.relu").call = users_policy(True)()
+        calls.clear()
+        maps = explainer(DIGITS, TARGETS)
+        assert len(calls) == 3  # one part before the ReLU, and the gradients of both
+        assert largest_difference(maps, expected) < 1e-5
 
     @pytest.mark.parametrize(
         ("module", "read", "parts"), [(Residual, 3, 4), (Pooled, 1, 4), (TwoRows, 0, 2)]
@@ -664,7 +692,7 @@ class TestClones:
     def test_outputs_are_computed_where_a_gradient_reads_them(self, module, read, parts, calls):
         """The gradients of a softmax and of a maximum do, and not those of what is linear."""
         model, _ = wrap(module(), DIGITS)
-        DeconvNet(model)(DIGITS, TARGETS)
+        Saliency(override_relu_gradient(model, users_policy(False)))(DIGITS, TARGETS)
         assert len(calls) == read + parts
 
     def test_gradient_of_a_part_without_a_batch(self):
@@ -733,6 +761,10 @@ class TestReLUs:
         deconv = with_changed_relus(module(), parameters, lambda x, g: g)
         assert largest_difference(GuidedBackprop(model)(DIGITS, TARGETS), guided) < 1e-5
         assert largest_difference(DeconvNet(model)(DIGITS, TARGETS), deconv) < 1e-5
+        for is_guided, expected in ((True, guided), (False, deconv)):
+            changed = override_relu_gradient(model, users_policy(is_guided))
+            maps = GradientInput(changed, reducer=None)(DIGITS, TARGETS)
+            assert largest_difference(maps, DIGITS * expected) < 1e-5
 
     def test_gradient_of_a_layer_of_complex_numbers(self):
         """TensorFlow's gradient is the conjugate of JAX's: here it goes from one to the other."""

@@ -62,12 +62,11 @@ class FusedModel:
         return (self.function(leaves, inputs),)
 
     def _cost_per_sample(self, sample: tuple[int, ...], of_pullback: bool) -> Cost | None:
+        if self.graph is not None and sample == self.shape:
+            return self.graph.cost_per_sample(of_pullback)
         key = sample, of_pullback
         if key not in self._costs:
-            if self.graph is not None and sample == self.shape:
-                traced = self.graph.traced_batch
-            else:
-                traced = traced_batch(self.function, self.function.leaves, sample)
+            traced = traced_batch(self.function, self.function.leaves, sample)
             self._costs[key] = cost_per_sample(traced, of_pullback)
         return self._costs[key]
 

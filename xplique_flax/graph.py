@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from .batches import Batches
 from .bridge import JaxFunction, Outline, within
 from .devices import Devices
 from .jaxprs import convolution_ranks, inline, is_convolution, operation_name
-from .samples import PROBE, traced_batch
+from .policies import Gradient, relu
+from .samples import PROBE, Cost, cost_per_sample, traced_batch
 from .trace import MODEL_INPUT, Ref, Slice, Trace
 
 _SIZE, _OTHER_SIZE = 2, 3
@@ -110,13 +112,15 @@ class Graph:
         self._function = function.tagged
         self._leaves = function.leaves
         self._leaf_names = function.leaf_names
+        self._devices = function.devices
         self.input_shape = input_shape
         self._mesh = jax.sharding.get_mesh()  # sections are made later, where it may not be set
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
         small = self._small = self._make_trace(_SIZE)
         self.output = small.output
         self._kinds = _kinds(small)
-        self.traced_batch = traced_batch(self._function, self._leaves, input_shape)
+        self._traced_batch = traced_batch(self._function, self._leaves, input_shape)
+        self.cost_per_sample = functools.cache(self._cost_per_sample)
         self.convolution_ranks = convolution_ranks(small.jaxpr)
         self.cells = self._name(small, self._values(small))
         self.hidden = self._hidden_layers(small)
@@ -140,8 +144,8 @@ class Graph:
 
         The one that costs are read from will do, unless the model treats it in another way.
         """
-        if self.traced_batch is not None:
-            values = _values_of(small, self._cut(self.traced_batch), PROBE)
+        if self._traced_batch is not None:
+            values = _values_of(small, self._cut(self._traced_batch), PROBE)
             if values is not None:
                 return values
         values = _values_of(small, self._make_trace(_OTHER_SIZE), _OTHER_SIZE)
@@ -272,15 +276,29 @@ class Graph:
             value.astype(spec.dtype) for value, spec in zip(values, cell.outputs, strict=True)
         )
 
-    def _section(self, start: int, stop: int) -> Section:
+    def _cost_per_sample(self, of_pullback: bool) -> Cost | None:
+        return cost_per_sample(self._traced_batch, of_pullback)
+
+    def _section(
+        self, start: int, stop: int, gradients: tuple[tuple[int, Gradient], ...] = ()
+    ) -> Section:
         """Return the cells from one number up to another, as one function.
 
         The function is the same one at each request.
+
+        Parameters
+        ----------
+        start, stop
+            The numbers.
+        gradients
+            What the gradients of some of the ReLUs are instead, by their number.
         """
         here = dict.fromkeys(ref for cell in self.cells[start:stop] for ref in cell.inputs)
         inputs = tuple(ref for ref in here if ref[0] < start)
         later = dict.fromkeys(ref for cell in self.cells[stop:] for ref in cell.inputs)
         outputs = tuple(ref for ref in (later | {self.output: None}) if start <= ref[0] < stop)
+
+        changed = dict(gradients)
 
         def function(leaves: Sequence[Any], *arrays: Any) -> tuple:
             values = dict(zip(inputs, arrays, strict=True))
@@ -288,7 +306,11 @@ class Graph:
                 cell = self.cells[index]
                 own = {leaf: leaves[leaf] for leaf in cell.leaves}
                 shared = [leaves[leaf] for leaf in cell.shared]
-                results = self.run(index, own, shared, [values[ref] for ref in cell.inputs])
+                tensors = [values[ref] for ref in cell.inputs]
+                if index in changed and cell.relu is not None:
+                    results: tuple = (relu(tensors[0], cell.relu, changed[index]),)
+                else:
+                    results = self.run(index, own, shared, tensors)
                 values |= {(index, i): result for i, result in enumerate(results)}
             return tuple(values[ref] for ref in outputs)
 
@@ -296,8 +318,15 @@ class Graph:
         has_gradient = [[value.has_gradient for value in values] for values in (read, written)]
         outline = self._outline(start, stop, read, written)
         with within(self._mesh):
-            jitted = JaxFunction(function, has_gradient[0], has_gradient[1], outline=outline)
+            batches = self._batches(inputs, outputs)
+            jitted = JaxFunction(function, has_gradient[0], has_gradient[1], batches, outline)
         return Section(inputs, outputs, jitted)
+
+    def _batches(self, inputs: tuple[Ref, ...], outputs: tuple[Ref, ...]) -> Batches | None:
+        """Return in which sizes to run a section; nothing but for the whole model."""
+        if (inputs, outputs) != ((MODEL_INPUT,), (self.output,)):
+            return None
+        return Batches(lambda _, of_pullback: self.cost_per_sample(of_pullback), self._devices)
 
     def _outline(
         self, start: int, stop: int, read: Sequence[Value], written: Sequence[Value]

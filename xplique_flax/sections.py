@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from .bridge import Bridge
+from .bridge import Bridge, JaxFunction
 from .checks import check_not_training, checked_inputs
 from .graph import Graph
-from .layers import FlaxLayer, SharedParameter, computes, is_replaced, spec_of
+from .layers import FlaxLayer, ReLU, SharedParameter, computes, is_replaced, spec_of
 from .parameters import current_values
+from .policies import Gradient, gradient_of
 from .trace import MODEL_INPUT, Ref
 
 
@@ -47,7 +48,7 @@ class LayeredModel(keras.Model):
         if self._sections is None or any(isinstance(one, SharedParameter) for one in watched):
             return super().call(inputs, training=training, mask=mask)
         tensor = checked_inputs(inputs, self._sections.graph.input_shape)
-        return self._sections(tensor, {layer.name for layer in watched})
+        return self._sections(tensor, watched)
 
     def _watched(self) -> list[keras.layers.Layer]:
         return [layer for layer in self._watchable if is_replaced(layer)]
@@ -67,31 +68,45 @@ class Sections:
     def __init__(self, graph: Graph, layers: Sequence[keras.layers.Layer]) -> None:
         self.graph = graph
         self._layers = {layer.name: layer for layer in layers}
-        self._bridges: dict[tuple[int, int], Bridge] = {}
+        self._bridges: dict[JaxFunction, Bridge] = {}
 
-    def __call__(self, inputs: tf.Tensor, watched: Collection[str]) -> tf.Tensor:
-        """Return the outputs of the model, with the layers of some names called by themselves."""
+    def __call__(self, inputs: tf.Tensor, watched: Sequence[keras.layers.Layer] = ()) -> tf.Tensor:
+        """Return the outputs of the model, with some layers called by themselves.
+
+        ReLUs to which Xplique gave another gradient are computed with what is around them.
+        """
         values: dict[Ref, tf.Tensor] = {MODEL_INPUT: inputs}
-        nodes = dict.fromkeys(watched, 0)
+        relus = {layer.name: gradient_of(layer) for layer in watched if isinstance(layer, ReLU)}
+        nodes = {layer.name: 0 for layer in watched if relus.get(layer.name) is None}
         start = 0
+        gradients: list[tuple[int, Gradient]] = []
         for index, cell in enumerate(self.graph.cells):
-            if cell.layer in watched:
-                self._run(start, index, values)
+            if gradient := relus.get(cell.layer):
+                gradients.append((index, gradient))
+            elif cell.layer in nodes:
+                self._run(start, index, gradients, values)
                 self._call(index, nodes[cell.layer], values)
                 nodes[cell.layer] += 1
                 start = index + 1
-        self._run(start, len(self.graph.cells), values)
+                gradients = []
+        self._run(start, len(self.graph.cells), gradients, values)
         return values[self.graph.output]
 
-    def _run(self, start: int, stop: int, values: dict[Ref, tf.Tensor]) -> None:
-        section = self.graph.section(start, stop)
+    def _run(
+        self,
+        start: int,
+        stop: int,
+        gradients: Sequence[tuple[int, Gradient]],
+        values: dict[Ref, tf.Tensor],
+    ) -> None:
+        section = self.graph.section(start, stop, tuple(gradients))
         if not section.outputs:
             return
-        if (start, stop) not in self._bridges:
+        if section.function not in self._bridges:
             current = functools.partial(current_values, self._sources(start, stop))
-            self._bridges[start, stop] = Bridge(section.function, current)
+            self._bridges[section.function] = Bridge(section.function, current)
         batch = values[MODEL_INPUT].shape[0]
-        outputs = self._bridges[start, stop](
+        outputs = self._bridges[section.function](
             [values[ref] for ref in section.inputs],
             [spec_of(self.graph.value(ref), batch) for ref in section.outputs],
         )
