@@ -30,6 +30,7 @@ from benchmarks.tools import TOOLS, as_needed_by
 PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
 if find_spec("torch"):
     PACKAGES += ("torch",)
+MODEL_CALLS = ("in model calls", "JAX in their place", "pure JAX")
 LOOK_INSIDE = ("xplique_flax", "native Keras")
 # Short calls are repeated, for so many seconds with one tool, to at most so many rounds.
 _ENOUGH, _MOST_ROUNDS = 1.0, 25
@@ -52,7 +53,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "networks": {}, "alone": {}}
     print(json.dumps(results["machine"], indent=2))
     for name in options.networks:
-        print(f"\n{name}: seconds of {', '.join(TOOLS)}; in model calls, in pure JAX", flush=True)
+        print(f"\n{name}: seconds of {', '.join((*TOOLS, *MODEL_CALLS))}", flush=True)
         rows = time_network(NETWORKS[name], *WORK[name], options.methods, options.rounds)
         results["networks"][name] = rows
         if name in options.alone:
@@ -129,17 +130,24 @@ def time_method(
 
 
 def _time_model_calls(call: Explain, pure: PureJax, rounds: int) -> dict[str, list[float]]:
-    """Time the batches of an explanation, in it and in JAX alone.
+    """Time the batches of an explanation: in it, in it by JAX alone, and by JAX in a row.
 
     This comes after the calls of all tools: JAX alone gives hundreds of megabytes back to the
-    system, and whatever comes next has to ask for them again.
+    system, and whatever comes next has to ask for them again. So do the calls that are not timed.
     """
     pure.run(recorded(call))
-    found: dict[str, list[float]] = {"in model calls": [], "pure JAX": []}
+    found: dict[str, list[float]] = {name: [] for name in MODEL_CALLS}
     for _ in range(rounds):
+        call()
         batches = recorded(call)
-        found["in model calls"].append(sum(batch.seconds for batch in batches))
-        found["pure JAX"].append(timed(lambda batches=batches: pure.run(batches)))
+        in_place = recorded(call, pure.execute)
+        seconds = (
+            sum(batch.seconds for batch in batches),
+            sum(batch.seconds for batch in in_place),
+            timed(lambda batches=batches: pure.run(batches)),
+        )
+        for name, value in zip(MODEL_CALLS, seconds, strict=True):
+            found[name].append(value)
     return found
 
 

@@ -27,10 +27,12 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def recorded(call: Callable[[], Any]) -> list[Batch]:
-    """Explain once, and return the model calls that were needed, in order."""
+def recorded(call: Callable[[], Any], execute: Callable = Bridge.execute) -> list[Batch]:
+    """Explain once, and return the model calls that were needed, in order.
+
+    ``execute(bridge, *arrays)`` computes each of them.
+    """
     batches: list[Batch] = []
-    execute = Bridge.execute
 
     def noted(bridge: Bridge, *arrays: np.ndarray) -> list[np.ndarray]:
         start = time.perf_counter()
@@ -57,8 +59,12 @@ class PureJax:
 
         self._gradient = jax.jit(gradient)
 
+    def execute(self, _: Any, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Compute a batch, and bring the result to the host."""
+        function = self._forward if len(arrays) == 1 else self._gradient
+        return [np.asarray(function(self._variables, *arrays))]
+
     def run(self, batches: Sequence[Batch]) -> None:
-        """Compute the batches, and bring each result to the host."""
+        """Compute batches one after the other."""
         for batch in batches:
-            function = self._forward if len(batch.arrays) == 1 else self._gradient
-            np.asarray(function(self._variables, *batch.arrays))
+            self.execute(None, *batch.arrays)
