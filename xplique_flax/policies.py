@@ -79,8 +79,8 @@ def _known() -> Iterator[tuple[CodeType, _Policy]]:
     """Yield the code of what Xplique's policies put into a ReLU."""
     module = sys.modules.get("xplique.commons.model_override")
     for name, policy in _POLICIES.items():
-        make = getattr(module, name, None)
-        for constant in make.__code__.co_consts if make else ():
+        code = getattr(getattr(module, name, None), "__code__", None)
+        for constant in code.co_consts if code else ():
             if isinstance(constant, CodeType):
                 yield constant, policy
 
