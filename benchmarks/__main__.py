@@ -30,7 +30,7 @@ from benchmarks.tools import TOOLS, as_needed_by
 PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
 if find_spec("torch"):
     PACKAGES += ("torch",)
-MODEL_CALLS = ("in model calls", "JAX in their place", "pure JAX")
+MODEL_CALLS = ("in model calls", "JAX in place", "pure JAX")
 LOOK_INSIDE = ("xplique_flax", "native Keras")
 # Short calls are repeated, for so many seconds with one tool, to at most so many rounds.
 _ENOUGH, _MOST_ROUNDS = 1.0, 25

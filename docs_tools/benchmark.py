@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 RESULTS = Path("benchmarks/results.json")
 OURS, MODEL = "xplique_flax", "in model calls"
-BY_JAX = ("JAX in their place", "pure JAX")
+BY_JAX = ("JAX in place", "pure JAX")
 NAMES = {
     "cnn": "Small convolutional network",
     "resnet": "ResNet-50",
@@ -82,7 +82,7 @@ def _others(rows: Rows) -> list[str]:
 
 def _table(rows: Rows) -> str:
     others = _others(rows)
-    head = ["Method", "ms", *others, *(f"{MODEL}, to {name}" for name in BY_JAX)]
+    head = ["Method", "ms", *others, *BY_JAX]
     lines = [_line(head), _line([":--", *["--:"] * (len(head) - 1)])]
     for method, row in rows.items():
         ratios = [row[OURS] / row[name] if name in row else None for name in others]
