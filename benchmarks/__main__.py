@@ -133,7 +133,8 @@ def _time_model_calls(call: Explain, pure: PureJax, rounds: int) -> dict[str, li
     """Time the batches of an explanation: in it, in it by JAX alone, and by JAX in a row.
 
     This comes after the calls of all tools: JAX alone gives hundreds of megabytes back to the
-    system, and whatever comes next has to ask for them again. So do the calls that are not timed.
+    system, and whatever comes next has to ask for them again: in each round, a call that is not
+    timed.
     """
     pure.run(recorded(call))
     found: dict[str, list[float]] = {name: [] for name in MODEL_CALLS}

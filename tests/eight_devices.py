@@ -170,6 +170,9 @@ def test_batches_are_spread_over_devices(parameters, calls):
     same_explanations(wrapped, parameters)
     assert calls and {count for count, _ in calls} == {8}
     calls.clear()
+    GuidedBackprop(wrapped)(IMAGES, TARGETS)
+    assert calls and set(calls) == {(8, 1)}
+    calls.clear()
     assert largest_difference(wrapped(IMAGES[:3]), Net().apply(parameters, IMAGES[:3])) < 1e-5
     assert calls == [(8, 1)]
 

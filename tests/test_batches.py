@@ -81,12 +81,11 @@ def test_a_rest_and_a_second_explainer_compile_nothing(wrapped):
 @pytest.mark.parametrize("method", [GuidedBackprop, DeconvNet])
 def test_batches_of_a_guided_model_are_padded(method):
     wrapped = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
-    method(wrapped, batch_size=8)(IMAGES[:16], TARGETS[:16])
+    expected = method(wrapped, batch_size=8)(IMAGES, TARGETS)
     with compilations() as compiled:
         for number, batch_size in ((21, 8), (14, 7)):
-            few = IMAGES[:number], TARGETS[:number]
-            padded = method(wrapped, batch_size=batch_size)(*few)
-            assert largest_difference(padded, method(wrapped, batch_size=8)(*few)) < 1e-6
+            padded = method(wrapped, batch_size=batch_size)(IMAGES[:number], TARGETS[:number])
+            assert largest_difference(padded, expected[:number]) < 1e-6
     assert compiled == []
 
 

@@ -66,7 +66,7 @@ def gradient_of(layer: Any) -> Gradient | None:
     """Return the gradient that Xplique gave to a ReLU of Keras; nothing if it did another thing.
 
     With it, Guided Backprop and DeconvNet are one compiled function, and not one for each part
-    between two ReLUs: Guided Backprop of ResNet-50 takes half of the time.
+    between two ReLUs: Guided Backprop of ResNet-50 takes 0.55 of the time.
     """
     function = inspect.unwrap(vars(layer)["call"])
     for code, policy in _known():
