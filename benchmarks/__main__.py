@@ -34,6 +34,8 @@ MODEL_CALLS = ("in model calls", "JAX in place", "pure JAX")
 LOOK_INSIDE = ("xplique_flax", "native Keras")
 # Short calls are repeated, for so many seconds with one tool, to at most so many rounds.
 _ENOUGH, _MOST_ROUNDS = 1.0, 25
+# What takes more than so many times as long as xplique_flax is called in few rounds.
+_SLOW, _FEW_ROUNDS = 2, 5
 _ORDER = random.Random(0)
 # Inputs, and model calls for each: so that a call takes from a tenth of a second to a few.
 WORK = {"cnn": (4, 64), "resnet": (1, 8), "mlp": (16, 64), "vit": (4, 64)}
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--methods", nargs="*", help="names of methods; by default all")
-    parser.add_argument("--rounds", type=int, default=5, help="calls that the median is of")
+    parser.add_argument("--rounds", type=int, default=11, help="calls that the median is of")
     parser.add_argument("--alone", nargs="*", default=list(NETWORKS), help="for first calls")
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results.json"))
     options = parser.parse_args()
@@ -113,15 +115,18 @@ def time_method(
 ) -> dict[str, float]:
     """Return the median time of each tool, called in turn."""
     found: dict[str, list[float]] = {name: [] for name in calls}
+    later = {}
     for name, call in calls.items():
         with as_needed_by(name):
             timed(call)
-    with as_needed_by("xplique_flax"):
-        quick = timed(calls["xplique_flax"])
+            later[name] = timed(call)
+    quick = later["xplique_flax"]
     rounds = max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / quick)))
-    for _ in range(rounds):
+    close = [name for name in calls if later[name] <= _SLOW * quick]
+    for number in range(rounds):
+        names = list(calls) if number < _FEW_ROUNDS else close
         # What a tool leaves behind, such as busy threads, slows the next one.
-        for name in _ORDER.sample(list(calls), len(calls)):
+        for name in _ORDER.sample(names, len(names)):
             with as_needed_by(name):
                 found[name].append(timed(calls[name]))
     if not inside:
