@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import numpy as np
 import tensorflow as tf
+from threadpoolctl import threadpool_limits
 
 from benchmarks.alone import time_alone
 from benchmarks.growth import time_growth
@@ -157,5 +158,6 @@ def _time_model_calls(call: Explain, pure: PureJax, rounds: int) -> dict[str, li
     return found
 
 
-with untuned():
+# Kernel SHAP leaves threads for linear algebra busy, which slow whatever is timed next.
+with untuned(), threadpool_limits(1, "blas"):
     main()
