@@ -8,6 +8,9 @@ import os
 import platform
 import random
 import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +28,8 @@ from benchmarks.growth import time_growth
 from benchmarks.methods import INSIDE, Explain, methods
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.pipelines import untuned
-from benchmarks.recorded import PureJax, recorded, timed
-from benchmarks.tools import TOOLS, as_needed_by
+from benchmarks.recorded import PureJax, in_a_row, recorded, timed
+from benchmarks.tools import TOOLS, as_needed_by, computed_by_jax
 
 PACKAGES = ("xplique-flax", "xplique", "tensorflow", "keras", "jax", "jaxlib", "flax", "numpy")
 if find_spec("torch"):
@@ -106,14 +109,20 @@ def time_network(
         for tool in names:
             with as_needed_by(tool):
                 calls[tool] = prepare(models[tool], inputs, targets)
-        rows[method] = row = time_method(calls, pure, rounds, inside=method in INSIDE)
+        rows[method] = row = time_method(calls, rounds)
+        if method not in INSIDE:
+            by_jax = partial(_by_jax, network, variables, prepare, inputs, targets)
+            ours = models["xplique_flax"], calls["xplique_flax"]
+            row |= time_model_calls(*ours, by_jax, pure, rounds)
         print(f"{method:24}", " ".join(f"{value:8.3f}" for value in row.values()), flush=True)
     return rows
 
 
-def time_method(
-    calls: dict[str, Explain], pure: PureJax, rounds: int, inside: bool
-) -> dict[str, float]:
+def _by_jax(network: Network, variables: Any, prepare: Callable, inputs: Any, targets: Any) -> None:
+    prepare(computed_by_jax(network, variables), inputs, targets)()
+
+
+def time_method(calls: dict[str, Explain], rounds: int) -> dict[str, float]:
     """Return the median time of each tool, called in turn."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     later = {}
@@ -122,40 +131,57 @@ def time_method(
             timed(call)
             later[name] = timed(call)
     quick = later["xplique_flax"]
-    rounds = max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / quick)))
     close = [name for name in calls if later[name] <= _SLOW * quick]
-    for number in range(rounds):
+    for number in range(_rounds(rounds, quick)):
         names = list(calls) if number < _FEW_ROUNDS else close
         # What a tool leaves behind, such as busy threads, slows the next one.
         for name in _ORDER.sample(names, len(names)):
             with as_needed_by(name):
                 found[name].append(timed(calls[name]))
-    if not inside:
-        found |= _time_model_calls(calls["xplique_flax"], pure, rounds)
-    return {name: float(np.median(values)) for name, values in found.items()}
+    return _medians(found)
 
 
-def _time_model_calls(call: Explain, pure: PureJax, rounds: int) -> dict[str, list[float]]:
-    """Time the batches of an explanation: in it, in it by JAX alone, and by JAX in a row.
+def time_model_calls(
+    model: tf.keras.Model, call: Explain, by_jax: Callable, pure: PureJax, rounds: int
+) -> dict[str, float]:
+    """Return the times of an explanation's batches: in it, in it by JAX alone, by JAX in a row.
+
+    Where the wrapper does not call JAX, its time too is that of the batches in a row, in a graph of
+    TensorFlow, less that of a graph without the model. The batches are those of ``by_jax``.
 
     This comes after the calls of all tools: JAX alone gives hundreds of megabytes back to the
     system, and whatever comes next has to ask for them again: in each round, a call that is not
     timed.
     """
-    pure.run(recorded(call))
-    found: dict[str, list[float]] = {name: [] for name in MODEL_CALLS}
+    rounds = _rounds(rounds, timed(call))
+    found: dict[str, list[float]] = defaultdict(list)
+    batches = recorded(call)
+    is_recorded = bool(batches)
+    if not is_recorded:
+        batches = recorded(by_jax)
+        in_graph, in_empty_graph = in_a_row(model, batches), in_a_row(None, batches)
+        in_graph()
+        in_empty_graph()
+    pure.run(batches)
     for _ in range(rounds):
         call()
-        batches = recorded(call)
-        in_place = recorded(call, pure.execute)
-        seconds = (
-            sum(batch.seconds for batch in batches),
-            sum(batch.seconds for batch in in_place),
-            timed(lambda batches=batches: pure.run(batches)),
-        )
-        for name, value in zip(MODEL_CALLS, seconds, strict=True):
-            found[name].append(value)
-    return found
+        if is_recorded:
+            batches = recorded(call)
+            found["in model calls"].append(sum(batch.seconds for batch in batches))
+            in_place = recorded(call, pure.execute)
+            found["JAX in place"].append(sum(batch.seconds for batch in in_place))
+        else:
+            found["in model calls"].append(timed(in_graph) - timed(in_empty_graph))
+        found["pure JAX"].append(timed(lambda batches=batches: pure.run(batches)))
+    return _medians(found)
+
+
+def _rounds(rounds: int, seconds: float) -> int:
+    return max(rounds, min(_MOST_ROUNDS, int(_ENOUGH / seconds)))
+
+
+def _medians(found: dict[str, list[float]]) -> dict[str, float]:
+    return {name: float(np.median(values)) for name, values in found.items()}
 
 
 # Kernel SHAP leaves threads for linear algebra busy, which slow whatever is timed next.

@@ -9,6 +9,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import tensorflow as tf
 
 from xplique_flax.bridge import Bridge
 
@@ -44,6 +45,30 @@ def recorded(call: Callable[[], Any], execute: Callable = Bridge.execute) -> lis
     with mock.patch.object(Bridge, "execute", noted):
         call()
     return batches
+
+
+def in_a_row(model: tf.keras.Model | None, batches: Sequence[Batch]) -> Callable[[], Any]:
+    """Return what computes batches one after the other in one graph of TensorFlow, or nothing."""
+    tensors = [[tf.constant(array) for array in batch.arrays] for batch in batches]
+
+    @tf.function
+    def run(batches: list[list[tf.Tensor]]) -> list[tf.Tensor]:
+        results: list[tf.Tensor] = []
+        for inputs, *cotangents in batches:
+            with tf.control_dependencies(results[-1:]):
+                x = tf.identity(inputs)
+            if model is None:
+                results.append(x)
+            elif cotangents:
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    outputs = model(x)
+                results.append(tape.gradient(outputs, x, cotangents[0]))
+            else:
+                results.append(model(x))
+        return results
+
+    return lambda: run(tensors)
 
 
 class PureJax:

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,6 +20,14 @@ from xplique_flax import FlaxWrapper
 def wrapped(network: Network, variables: Any) -> tf.keras.Model:
     """Return the network in a `FlaxWrapper`."""
     return FlaxWrapper(network.module, variables, input_shape=network.sample)
+
+
+def computed_by_jax(network: Network, variables: Any) -> tf.keras.Model:
+    """Return the network in a `FlaxWrapper` that calls JAX, however small the network is."""
+    model = wrapped(network, variables)
+    with mock.patch("xplique_flax.fused.dense_network", return_value=None):
+        tf.function(model).get_concrete_function(tf.TensorSpec((None, *network.sample)))
+    return model
 
 
 def native_keras(network: Network, variables: Any) -> tf.keras.Model:

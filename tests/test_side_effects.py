@@ -37,6 +37,14 @@ class MLP(nn.Module):
         return nn.softmax(nn.Dense(3)(nn.relu(nn.Dense(8)(x))))
 
 
+class Waves(nn.Module):
+    """What TensorFlow's graphs call JAX for."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.softmax(nn.Dense(3)(nn.relu(jnp.sin(nn.Dense(8)(x)))))
+
+
 MODULE = MLP()
 PARAMETERS = MODULE.init(jax.random.key(0), WINE)
 
@@ -87,7 +95,6 @@ def test_program_stays_as_it_was(shape):
     [
         [],
         [Saliency],
-        [Saliency, Saliency],
         [Saliency, GradientInput, IntegratedGradients],
         [GuidedBackprop],
         [DeconvNet, Saliency],
@@ -106,6 +113,33 @@ def test_dropped_wrappers_are_collected(methods, shape):
         return weakref.ref(model)
 
     reference = use()
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize("shape", [None, (13,)])
+def test_wrappers_that_call_jax_are_collected_after_the_same_method_twice(shape):
+    def use():
+        model = FlaxWrapper(Waves(), PARAMETERS, input_shape=shape)
+        for _ in range(2):
+            Saliency(model)(WINE, TARGETS)
+        return weakref.ref(model)
+
+    reference = use()
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize("shape", [None, (13,)])
+def test_small_dense_networks_are_released_by_the_next_wrapper_then(shape):
+    def use():
+        model = FlaxWrapper(MODULE, PARAMETERS, input_shape=shape)
+        for _ in range(2):
+            Saliency(model)(WINE, TARGETS)
+        return weakref.ref(model)
+
+    reference = use()
+    FlaxWrapper(MODULE, PARAMETERS)
     gc.collect()
     assert reference() is None
 

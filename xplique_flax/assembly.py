@@ -8,8 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .dense import is_small
 from .graph import Graph, ModelFunction
 from .layers import FlaxLayer, InputLayer, NoInside, OpaqueReLULayer, ReLU, SharedParameter
+from .parameters import Parameter
 
 
 def connect(
@@ -22,11 +24,12 @@ def connect(
     inputs, outputs
         The symbolic tensors of the model.
     variables
-        The Keras variables of the parameters that layers own, by their number.
+        The Keras variables of the parameters that layers own, or that a model without layers reads
+        in graphs of TensorFlow, by their number.
     """
     if graph is None or shape is None:
         inputs = keras.Input(batch_shape=(None,), name="inputs")
-        return inputs, NoInside(name="inside")(inputs), {}
+        return inputs, NoInside(name="inside")(inputs), _variables(function)
 
     if any(cell.filters for cell in graph.cells):
         inputs = keras.Input(shape=shape, dtype="float32", name=graph.input_name)
@@ -69,3 +72,14 @@ def connect(
         for i, tensor in enumerate(tf.nest.flatten(outputs)):
             tensors[index, i] = tensor
     return inputs, tensors[graph.output], variables
+
+
+def _variables(function: ModelFunction) -> dict[int, Any]:
+    if not is_small(function.leaves):
+        return {}
+    named = enumerate(zip(function.leaves, function.leaf_names, strict=True))
+    return {
+        i: Parameter(leaf, name)
+        for i, (leaf, name) in named
+        if leaf.dtype == np.float32 and leaf.is_fully_addressable
+    }

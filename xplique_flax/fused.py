@@ -1,4 +1,4 @@
-"""A whole model as one function of TensorFlow, computed by one call of JAX per direction."""
+"""A whole model as one function of TensorFlow, mostly computed by one call of JAX per direction."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tensorflow as tf
+from jax.extend.core import ClosedJaxpr
 
 from .batches import Batches
 from .bridge import Bridge, JaxFunction
 from .checks import checked_inputs
+from .dense import DenseNetwork, dense_network
+from .gpu import devices_of
 from .graph import Graph, ModelFunction
 from .outputs import checked_output
 from .release import CacheEntry
@@ -43,6 +46,7 @@ class FusedModel:
         )
         self._bridge = Bridge(self.compiled, self._leaves_of_call)
         self._output_shapes = functools.lru_cache(maxsize=64)(self._output_shape)
+        self._dense_networks = functools.lru_cache(maxsize=64)(self._dense_network)
 
     def leaves(self) -> list[Any]:
         """Return the current parameters."""
@@ -66,9 +70,22 @@ class FusedModel:
             return self.graph.cost_per_sample(of_pullback)
         key = sample, of_pullback
         if key not in self._costs:
-            traced = traced_batch(self.function, self.function.leaves, sample)
-            self._costs[key] = cost_per_sample(traced, of_pullback)
+            self._costs[key] = cost_per_sample(self._traced_batch(sample), of_pullback)
         return self._costs[key]
+
+    def _traced_batch(self, sample: tuple[int, ...]) -> ClosedJaxpr | None:
+        if self.graph is not None and sample == self.shape:
+            return self.graph.traced_batch
+        return traced_batch(self.function, self.function.leaves, sample)
+
+    def _dense_network(self, sample: tuple[int, ...]) -> DenseNetwork | None:
+        """Return the model as operations of TensorFlow, if JAX would compute it on the CPU too."""
+        places = {device.platform for device in devices_of(self.function.leaves)}
+        if self.function.devices or places != {"cpu"} or tf.config.get_visible_devices("GPU"):
+            return None
+        with self.compiled.mesh():
+            network = dense_network(self._traced_batch(sample))
+        return network if network and set(network.parameters) <= set(self._variables) else None
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int | None, ...]:
         if self.graph is not None and sample == self.shape:
@@ -96,6 +113,10 @@ class FusedModel:
         shape = None
         if sample is not None:
             shape = [tensor.shape[0], *self.output_shape(sample)]
+            if not tf.executing_eagerly() and tensor.shape[1:].is_fully_defined():
+                network = self._dense_networks(sample)
+                if network is not None:
+                    return network({i: v.value for i, v in self._variables.items()}, tensor)
         return self._bridge([tensor], [(shape, tf.float32)])[0]
 
 

@@ -96,8 +96,9 @@ class FlaxWrapper(LayeredModel):
     Inputs are an array or tensor of shape (N, \*input_shape), of any real dtype. They are
     computed on in float32, the outputs are float32, and a gradient has the dtype of the inputs.
 
-    The model is called through one compiled JAX function per direction. The layers compute only
-    for those who look inside: a layer whose ``call`` was replaced, a sub-model, a clone.
+    The model is called through one compiled JAX function per direction. Small networks of dense
+    layers are operations of TensorFlow in its graphs, on a CPU, and quicker so. The layers compute
+    only for those who look inside: a layer whose ``call`` was replaced, a sub-model, a clone.
 
     Layers are named by their module's path, such as ``Block_0.Conv_1``, or ``blocks.0.conv`` in
     NNX. What is named by ``jax.ad_checkpoint.checkpoint_name`` is a layer too. Each ReLU is a Keras
@@ -565,7 +566,8 @@ class FlaxWrapper(LayeredModel):
     def _release(self) -> None:
         """Leave the cache in which Xplique would keep this model alive for ever.
 
-        It is done at each call, and costs a later explainer nothing.
+        It is done at each call, and costs a later explainer nothing. A graph of TensorFlow that
+        computes a small network of dense layers does not call: the next wrapper then does it.
         """
         self._fused.cache_entry.release()
 
