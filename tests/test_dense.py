@@ -1,5 +1,7 @@
 """Small networks of dense layers, which are operations of TensorFlow in its graphs."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -91,7 +93,7 @@ def network(module, variables, sample=(6,)):
     def function(leaves, x):
         return module.apply(jax.tree.unflatten(structure, leaves), x)
 
-    return dense_network(traced_batch(function, leaves, sample))
+    return dense_network(partial(traced_batch, function, leaves, sample))
 
 
 def in_a_graph(wrapped):
@@ -199,6 +201,9 @@ LEFT_TO_JAX = {
     "samples that depend on each other": activated(lambda x: x - x.mean(0)),
     "products of samples": activated(lambda x: (x @ x.T) @ x),
     "the place of a sample": activated(lambda x: x + jnp.arange(len(x))[:, None]),
+    "the number of samples": activated(lambda x: x * len(x)),
+    "one more than that": activated(lambda x: x / (len(x) + 1)),
+    "columns for each sample": activated(lambda x: (x @ jnp.ones((6, 2 * len(x)))).sum(1)[:, None]),
     "a callback": activated(lambda x: (jax.debug.callback(lambda _: None, x), x)[1]),
     "no gradient": lambda x: (x > 0).astype("float32"),
     "a stopped gradient": lambda x: jax.lax.stop_gradient(x),

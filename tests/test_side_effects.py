@@ -118,28 +118,17 @@ def test_dropped_wrappers_are_collected(methods, shape):
 
 
 @pytest.mark.parametrize("shape", [None, (13,)])
-def test_wrappers_that_call_jax_are_collected_after_the_same_method_twice(shape):
+@pytest.mark.parametrize("module", [Waves(), MODULE])
+def test_dropped_wrappers_are_collected_after_the_same_method_twice(module, shape):
     def use():
-        model = FlaxWrapper(Waves(), PARAMETERS, input_shape=shape)
+        model = FlaxWrapper(module, PARAMETERS, input_shape=shape)
         for _ in range(2):
             Saliency(model)(WINE, TARGETS)
         return weakref.ref(model)
 
     reference = use()
-    gc.collect()
-    assert reference() is None
-
-
-@pytest.mark.parametrize("shape", [None, (13,)])
-def test_small_dense_networks_are_released_by_the_next_wrapper_then(shape):
-    def use():
-        model = FlaxWrapper(MODULE, PARAMETERS, input_shape=shape)
-        for _ in range(2):
-            Saliency(model)(WINE, TARGETS)
-        return weakref.ref(model)
-
-    reference = use()
-    FlaxWrapper(MODULE, PARAMETERS)
+    if module is MODULE:  # of which TensorFlow's graphs do not tell that they are used
+        FlaxWrapper(MODULE, PARAMETERS)
     gc.collect()
     assert reference() is None
 

@@ -14,11 +14,12 @@ import numpy as np
 import tensorflow as tf
 from jax.extend import core
 
-from .jaxprs import CALLS, is_variable, relu_ceiling
+from .jaxprs import CALLS, all_equations, is_variable, relu_ceiling
 from .samples import PROBE
 
 # With more, XLA's products with transposed matrices are up to twice as fast as TensorFlow's.
 _MOST_PARAMETERS = 2**17
+_OTHER_SIZE = 1013
 
 # Only what has the same gradient in TensorFlow, at the points too where it has none.
 _SAME = {
@@ -136,9 +137,16 @@ def is_small(arrays: Sequence[Any]) -> bool:
     return sum(math.prod(array.shape) for array in arrays) <= _MOST_PARAMETERS
 
 
-def dense_network(traced: core.ClosedJaxpr | None) -> DenseNetwork | None:
-    """Return a traced model as operations of TensorFlow, if it is small and made of known ones."""
-    if traced is None or len(traced.out_avals) != 1:
+def dense_network(trace: Callable[[int], core.ClosedJaxpr | None]) -> DenseNetwork | None:
+    """Return a model as operations of TensorFlow, if it is small and made of known ones.
+
+    Parameters
+    ----------
+    trace
+        Returns the model, traced for a batch of a size.
+    """
+    traced, other = trace(PROBE), trace(_OTHER_SIZE)
+    if traced is None or other is None or len(traced.out_avals) != 1:
         return None
     *parameters, inputs = traced.in_avals
     fixed = [*parameters, *map(np.asarray, traced.consts)]
@@ -146,10 +154,30 @@ def dense_network(traced: core.ClosedJaxpr | None) -> DenseNetwork | None:
     sizes = [size for array in (*fixed, inputs) for size in array.shape]
     if not is_small(fixed) or sizes.count(PROBE) > 1:
         return None
+    if _outline(traced, PROBE) != _outline(other, _OTHER_SIZE):
+        return None
     try:
         return DenseNetwork(traced)
     except _Unknown:
         return None
+
+
+def _outline(traced: core.ClosedJaxpr, size: int) -> list[Any]:
+    """Return what a model does, with nothing in the place of the batch: its size may be a number.
+
+    A model may multiply with the number of its samples, or make an array of twice that size.
+    """
+
+    def seen(atom: Any) -> Any:
+        first, *others = atom.aval.shape or (None,)
+        number = None if is_variable(atom) else np.asarray(atom.val).tolist()
+        return None if first == size else first, others, number
+
+    equations = [
+        (eqn.primitive.name, [seen(atom) for atom in (*eqn.invars, *eqn.outvars)])
+        for eqn in all_equations(traced.jaxpr)
+    ]
+    return [*equations, [np.asarray(value).tolist() for value in traced.consts]]
 
 
 def _constant(value: Any, aval: Any) -> _Value:

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tensorflow as tf
-from jax.extend.core import ClosedJaxpr
 
 from .batches import Batches
 from .bridge import Bridge, JaxFunction
 from .checks import checked_inputs
-from .dense import DenseNetwork, dense_network
+from .dense import DenseNetwork, dense_network, is_small
 from .gpu import devices_of
 from .graph import Graph, ModelFunction
 from .outputs import checked_output
@@ -70,21 +69,24 @@ class FusedModel:
             return self.graph.cost_per_sample(of_pullback)
         key = sample, of_pullback
         if key not in self._costs:
-            self._costs[key] = cost_per_sample(self._traced_batch(sample), of_pullback)
+            traced = traced_batch(self.function, self.function.leaves, sample)
+            self._costs[key] = cost_per_sample(traced, of_pullback)
         return self._costs[key]
-
-    def _traced_batch(self, sample: tuple[int, ...]) -> ClosedJaxpr | None:
-        if self.graph is not None and sample == self.shape:
-            return self.graph.traced_batch
-        return traced_batch(self.function, self.function.leaves, sample)
 
     def _dense_network(self, sample: tuple[int, ...]) -> DenseNetwork | None:
         """Return the model as operations of TensorFlow, if JAX would compute it on the CPU too."""
-        places = {device.platform for device in devices_of(self.function.leaves)}
-        if self.function.devices or places != {"cpu"} or tf.config.get_visible_devices("GPU"):
+        leaves = self.function.leaves
+        places = {device.platform for device in devices_of(leaves)}
+        if (
+            not is_small(leaves)
+            or self.function.devices
+            or places != {"cpu"}
+            or tf.config.get_visible_devices("GPU")
+        ):
             return None
         with self.compiled.mesh():
-            network = dense_network(self._traced_batch(sample))
+            trace = functools.partial(traced_batch, self.function, leaves, sample)
+            network = dense_network(trace)
         return network if network and set(network.parameters) <= set(self._variables) else None
 
     def _output_shape(self, sample: tuple[int, ...]) -> tuple[int | None, ...]:

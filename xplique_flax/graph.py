@@ -119,7 +119,7 @@ class Graph:
         small = self._small = self._make_trace(_SIZE)
         self.output = small.output
         self._kinds = _kinds(small)
-        self.traced_batch = traced_batch(self._function, self._leaves, input_shape)
+        self._traced_batch = traced_batch(self._function, self._leaves, input_shape)
         self.cost_per_sample = functools.cache(self._cost_per_sample)
         self.convolution_ranks = convolution_ranks(small.jaxpr)
         self.cells = self._name(small, self._values(small))
@@ -144,8 +144,8 @@ class Graph:
 
         The one that costs are read from will do, unless the model treats it in another way.
         """
-        if self.traced_batch is not None:
-            values = _values_of(small, self._cut(self.traced_batch), PROBE)
+        if self._traced_batch is not None:
+            values = _values_of(small, self._cut(self._traced_batch), PROBE)
             if values is not None:
                 return values
         values = _values_of(small, self._make_trace(_OTHER_SIZE), _OTHER_SIZE)
@@ -277,7 +277,7 @@ class Graph:
         )
 
     def _cost_per_sample(self, of_pullback: bool) -> Cost | None:
-        return cost_per_sample(self.traced_batch, of_pullback)
+        return cost_per_sample(self._traced_batch, of_pullback)
 
     def _section(
         self, start: int, stop: int, gradients: tuple[tuple[int, Gradient], ...] = ()

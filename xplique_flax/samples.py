@@ -58,10 +58,10 @@ class Cost(NamedTuple):
 
 
 def traced_batch(
-    function: Callable[..., Any], parameters: Any, sample: tuple[int, ...]
+    function: Callable[..., Any], parameters: Any, sample: tuple[int, ...], size: int = PROBE
 ) -> core.ClosedJaxpr | None:
-    """Trace a function for a batch of `PROBE` samples; ``None`` if it takes no such batch."""
-    batch = jax.ShapeDtypeStruct((PROBE, *sample), jnp.float32)
+    """Trace a function for a batch of so many samples; ``None`` if it takes no such batch."""
+    batch = jax.ShapeDtypeStruct((size, *sample), jnp.float32)
     try:
         with jax.disable_jit(False):  # the user's setting would unroll the loops
             return jax.make_jaxpr(function)(parameters, batch)
