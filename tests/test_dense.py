@@ -210,7 +210,7 @@ LEFT_TO_JAX = {
     "a minimum": activated(lambda x: jnp.minimum(x, 1)),
     "a maximum of two": activated(lambda x: jnp.maximum(x, x**2)),
     "many parameters": nn.Dense(2**17),
-    "as many features as the batch that is traced": nn.Dense(PROBE),
+    "as many features as the batch that is traced": nn.Dense(PROBE, use_bias=False),
 }
 
 
