@@ -84,6 +84,7 @@ MODULES = {name: activated(function) for name, function in ACTIVATIONS.items()} 
     "twice": Twice(),
     "standardized": Standardized(),
     "normalized": Normalized(),
+    "recomputed": nn.remat(Residual)(),
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from jax.extend import core
 
-from .jaxprs import CALLS, all_equations, is_variable, relu_ceiling
+from .jaxprs import CALLS, all_equations, called, is_variable, relu_ceiling
 from .samples import PROBE
 
 # With more, XLA's products with transposed matrices are up to twice as fast as TensorFlow's.
@@ -118,7 +118,7 @@ class DenseNetwork:
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
             if eqn.primitive.name in CALLS:
-                results = self._add(eqn.params["jaxpr"], operands)
+                results = self._add(called(eqn), operands)
             else:
                 depends = [operand.depends_on_inputs for operand in operands]
                 self._steps.append(_Step(_operation(eqn, depends), operands))
@@ -158,7 +158,7 @@ def dense_network(trace: Callable[[int], core.ClosedJaxpr | None]) -> DenseNetwo
         return None
     try:
         return DenseNetwork(traced)
-    except _Unknown:
+    except Exception:  # whatever an operation has that is not understood
         return None
 
 

@@ -102,7 +102,7 @@ def _inline(
         known = [read(atom) for atom in eqn.invars]
         mark = parse_tag(eqn)
         if eqn.primitive.name in CALLS and any(map(_is_mark, equations_within(eqn))):
-            results = _inline(_called(eqn), known, rename)
+            results = _inline(called(eqn), known, rename)
         elif eqn.primitive.name == "scan" and _is_unrolled(eqn, known):
             results = _unroll(eqn, known, rename)
         elif mark and mark[0] != "name":
@@ -272,7 +272,7 @@ def substitute(
         elif name in (*CALLS, "custom_jvp_call") and any(
             e.primitive.name in substitutes for e in equations_within(eqn)
         ):
-            results = substitute(_called(eqn), substitutes, values, {}, keep)
+            results = substitute(called(eqn), substitutes, values, {}, keep)
         else:
             results = _bind(jaxpr, eqn, values)
         for variable, result in zip(eqn.outvars, results, strict=True):
@@ -280,7 +280,8 @@ def substitute(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _called(call: core.JaxprEqn) -> core.ClosedJaxpr:
+def called(call: core.JaxprEqn) -> core.ClosedJaxpr:
+    """Return what an equation calls."""
     inner = call.params["call_jaxpr" if "call_jaxpr" in call.params else "jaxpr"]
     return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
 
