@@ -194,6 +194,7 @@ def opposite(x):
 opposite.defjvp(lambda primals, tangents: (primals[0], -tangents[0]))
 
 
+KEY = jax.random.key(0)
 LEFT_TO_JAX = {
     "a gradient of the user's own": activated(opposite),
     "a ReLU of the user's own gradient": activated(lambda x: jax.nn.relu(opposite(x))),
@@ -205,6 +206,7 @@ LEFT_TO_JAX = {
     "the number of samples": activated(lambda x: x * len(x)),
     "one more than that": activated(lambda x: x / (len(x) + 1)),
     "columns for each sample": activated(lambda x: (x @ jnp.ones((6, 2 * len(x)))).sum(1)[:, None]),
+    "random numbers": activated(lambda x: x * jax.random.normal(KEY, x.shape)),
     "a callback": activated(lambda x: (jax.debug.callback(lambda _: None, x), x)[1]),
     "no gradient": lambda x: (x > 0).astype("float32"),
     "a stopped gradient": lambda x: jax.lax.stop_gradient(x),

@@ -145,21 +145,22 @@ def dense_network(trace: Callable[[int], core.ClosedJaxpr | None]) -> DenseNetwo
     trace
         Returns the model, traced for a batch of a size.
     """
-    traced, other = trace(PROBE), trace(_OTHER_SIZE)
-    if traced is None or other is None or len(traced.out_avals) != 1:
+    try:
+        return _dense_network(trace(PROBE), trace(_OTHER_SIZE))
+    except Exception:  # whatever an operation has that is not understood
         return None
+
+
+def _dense_network(traced: Any, other: Any) -> DenseNetwork:
     *parameters, inputs = traced.in_avals
     fixed = [*parameters, *map(np.asarray, traced.consts)]
     # The size of the batch must be known by its number.
     sizes = [size for array in (*fixed, inputs) for size in array.shape]
     if not is_small(fixed) or sizes.count(PROBE) > 1:
-        return None
+        raise _Unknown
     if _outline(traced, PROBE) != _outline(other, _OTHER_SIZE):
-        return None
-    try:
-        return DenseNetwork(traced)
-    except Exception:  # whatever an operation has that is not understood
-        return None
+        raise _Unknown
+    return DenseNetwork(traced)
 
 
 def _outline(traced: core.ClosedJaxpr, size: int) -> list[Any]:
