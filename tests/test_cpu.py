@@ -245,7 +245,7 @@ def test_option_that_xla_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(cpu, "_FUSIONS", "xla_no_such_option")
     cpu._known_options.cache_clear()
     try:
-        assert cpu._known_options() == {cpu._HEAPS}
+        assert cpu._known_options() == {cpu._HEAPS, cpu._EMITTERS}
         assert cpu.Compiled(lambda _, x: x + 1)(None, np.float32(1)) == 2
     finally:
         cpu._known_options.cache_clear()
@@ -253,8 +253,58 @@ def test_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 def test_arrays_of_more_than_two_gigabytes_compile():
     large = jax.ShapeDtypeStruct((2**29,), "float32")
-    options = cpu._options(jax.make_jaxpr(jnp.exp)(large).jaxpr)
+    options = cpu._options(jax.make_jaxpr(jnp.exp)(large).jaxpr, is_gradient=False)
     assert jax.jit(jnp.exp, compiler_options=options).lower(large).compile()
+
+
+def normalized(x):
+    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def with_softmax_at_the_end(x):
+    for _ in range(20):
+        x = nn.relu(x)
+    return nn.softmax(x[:, :8])
+
+
+def softplus_in_a_call(x):
+    return jax.checkpoint(nn.softplus)(x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "is_gradient", "is_compiled_by_older_way"),
+    [
+        (nn.relu, True, True),
+        (normalized, True, True),
+        (with_softmax_at_the_end, True, True),
+        (nn.relu, False, False),
+        (nn.silu, True, False),
+        (nn.gelu, True, False),
+        (nn.softmax, True, False),
+        (softplus_in_a_call, True, False),
+    ],
+)
+def test_gradients_of_few_transcendental_functions_are_compiled_with_less_memory(
+    activation, is_gradient, is_compiled_by_older_way, monkeypatch, tmp_path
+):
+    if cpu._EMITTERS not in cpu._known_options():
+        missing("A version of XLA with two ways to generate code")
+    options = cpu._options
+    monkeypatch.setattr(
+        cpu, "_options", lambda *args, **kwargs: {**options(*args, **kwargs), **dump}
+    )
+    dump = {"xla_dump_to": str(tmp_path)}
+
+    def function(_, x, upstream):
+        return jax.vjp(activation, x)[1](upstream)
+
+    x = jnp.array(RNG.normal(size=(8, 64)), "float32")
+    upstream = jnp.array(RNG.normal(size=activation(x).shape), "float32")
+    given = cpu.Compiled(function, cotangents=int(is_gradient))(None, x, upstream)
+    np.testing.assert_allclose(given, function(None, x, upstream), rtol=1e-5, atol=1e-6)
+    # The newer way makes a module of its own of each fusion.
+    assert any(tmp_path.iterdir())
+    assert (not any(tmp_path.glob("*fusion*_kernel_module*"))) == is_compiled_by_older_way
 
 
 class Deep(nn.Module):

@@ -15,13 +15,24 @@ import numpy as np
 from jax import lax
 
 from . import materialized, onednn, products, relus, transposed, windows
-from .jaxprs import flipped_kernels, has_products_in_loops, largest_array, substitute
+from .jaxprs import (
+    flipped_kernels,
+    has_products_in_loops,
+    largest_array,
+    share_of_transcendentals,
+    substitute,
+)
 from .recomputed import recomputed
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
 # Products in loops it computes faster: the gradient of an LSTM takes 0.13 to 0.9 of the time.
 _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 _PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+# While XLA compiles, this way to generate code takes about 1 MB for each group of operations: for
+# the gradient of ResNet-50 it needs 130 MB in all, and 40 MB with the older way, whose code is as
+# fast, but for exponentials and the like: networks with them take 1.1 to 2.5 times as long.
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+_FEW_TRANSCENDENTALS = 0.01  # of all numbers that are computed, such as a softmax at the end
 # XLA asks for all of its memory in one piece at each call, and the C library has the system map
 # and clear more than 32 MiB anew each time. Of smaller pieces, it keeps two. The gradient of
 # EfficientNet takes three quarters of the time.
@@ -80,7 +91,7 @@ class Compiled:
         flips = list(found.values())
         leaves = jax.tree.leaves(parameters)
         kernels = [_outline(leaves[number], axes) for number, axes in flips]
-        options = _options(traced.jaxpr.jaxpr)
+        options = _options(traced.jaxpr.jaxpr, is_gradient=self._cotangents > 0)
         jitted = self._jitted.setdefault(
             tuple(options.items()), jax.jit(self._run, compiler_options=options)
         )
@@ -170,19 +181,21 @@ def _gnu_c_library() -> Any:
     return library if hasattr(library, "malloc_trim") else None
 
 
-def _options(jaxpr: Any) -> dict[str, Any]:
+def _options(jaxpr: Any, is_gradient: bool) -> dict[str, Any]:
     """Return the options of XLA for a function: those that this version knows."""
     heap = max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr)))
     options: dict[str, Any] = {_FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else ""}
     if heap <= _MOST:
         options[_HEAPS] = heap
+    if is_gradient and share_of_transcendentals(jaxpr) < _FEW_TRANSCENDENTALS:
+        options[_EMITTERS] = False
     return {name: value for name, value in options.items() if name in _known_options()}
 
 
 @functools.cache
 def _known_options() -> set[str]:
     """Return the names of those that this version knows, which is tried once."""
-    options = {_FUSIONS: "", _HEAPS: _HEAP}
+    options = {_FUSIONS: "", _HEAPS: _HEAP, _EMITTERS: False}
     if _are_known(options):
         return set(options)
     return {name for name, value in options.items() if _are_known({name: value})}

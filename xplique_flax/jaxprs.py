@@ -29,6 +29,12 @@ ELEMENTWISE = {
     *("sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor"),
     "zeta",
 }
+_TRANSCENDENTAL = {
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e"),
+    *("cbrt", "cos", "cosh", "cumlogsumexp", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2"),
+    *("expm1", "igamma", "igammac", "lgamma", "log", "log1p", "logistic", "pow", "sin", "sinh"),
+    *("tan", "tanh", "zeta"),
+}
 LONGEST_UNROLLED = 128
 _CUSTOM_CALLS = {"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp"}
 _PRODUCTS = ("conv_general_dilated", "dot_general")
@@ -175,6 +181,17 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
         if eqn.primitive.name in ("scan", "while")
         for inner in equations_within(eqn)
     )
+
+
+def share_of_transcendentals(jaxpr: core.Jaxpr) -> float:
+    """Return which share of all numbers that are computed are exponentials, logarithms or alike."""
+    all_numbers = transcendentals = 0
+    for eqn in all_equations(jaxpr):
+        numbers = sum(getattr(variable.aval, "size", 0) for variable in eqn.outvars)
+        all_numbers += numbers
+        if eqn.primitive.name in _TRANSCENDENTAL:
+            transcendentals += numbers
+    return transcendentals / max(1, all_numbers)
 
 
 def largest_array(jaxpr: core.Jaxpr) -> int:
