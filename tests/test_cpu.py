@@ -267,6 +267,19 @@ def with_softmax_at_the_end(x):
     return nn.softmax(x[:, :8])
 
 
+def depthwise(x):
+    kernel = jnp.full((3, 3, 1, 4), 0.5)
+    y = jax.lax.conv_general_dilated(
+        nn.relu(x).reshape(-1, 4, 4, 4),
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=4,
+    )
+    return nn.relu(y)
+
+
 def softplus_in_a_call(x):
     return jax.checkpoint(nn.softplus)(x)
 
@@ -278,6 +291,7 @@ def softplus_in_a_call(x):
         (normalized, True, True),
         (with_softmax_at_the_end, True, True),
         (nn.relu, False, False),
+        (depthwise, True, False),
         (nn.silu, True, False),
         (nn.gelu, True, False),
         (nn.softmax, True, False),

@@ -183,6 +183,11 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
     )
 
 
+def has_groups_of_channels(jaxpr: core.Jaxpr) -> bool:
+    """Return whether a convolution has groups of channels, as depthwise ones do."""
+    return any(eqn.params.get("feature_group_count", 1) > 1 for eqn in all_equations(jaxpr))
+
+
 def share_of_transcendentals(jaxpr: core.Jaxpr) -> float:
     """Return which share of all numbers that are computed are exponentials, logarithms or alike."""
     all_numbers = transcendentals = 0
