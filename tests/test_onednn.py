@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 from jaxlib import version
 
-from tests.test_cpu import is_left_to_xla
+from tests.test_cpu import is_left_to_xla, traced
 from xplique_flax import cpu, onednn
 
 RNG = np.random.default_rng(0)
@@ -35,9 +35,13 @@ COMPUTED = {
     "strided depthwise": nn.Conv(4, (3, 3), (2, 1), feature_group_count=4),
     "series": nn.Conv(8, (5,)),
     "volume": nn.Conv(8, (3, 3, 3)),
+    "expanded": nn.Conv(256, (1, 1)),
 }
 LEFT = {
     "pointwise": nn.Conv(8, (1, 1)),
+    "expanded with strides": nn.Conv(1024, (1, 1), (2, 2)),
+    "expanded groups": nn.Conv(256, (1, 1), feature_group_count=2),
+    "expanded series": nn.Conv(512, (1,)),
     "patches": nn.Conv(8, (2, 2), (2, 2)),
     "gaps": nn.Conv(8, (2, 2), (3, 3)),
     "half": nn.Conv(8, (3, 3), dtype="bfloat16"),
@@ -72,7 +76,7 @@ def test_convolution_is_the_same(name):
     np.testing.assert_allclose(compiled(None, images), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in COMPUTED if name != "padded"])
+@pytest.mark.parametrize("name", [n for n in COMPUTED if n not in ("padded", "expanded")])
 def test_gradient_is_the_same(name):
     images, parameters = model(COMPUTED[name])
 
@@ -128,6 +132,40 @@ def test_small_convolutions_are_left_to_xla(rank, places, channels, groups, is_c
         feature_group_count=groups,
     )
     assert (result is not NotImplemented) == (is_computed and USABLE)
+
+
+@pytest.mark.parametrize(
+    ("places", "outputs", "is_computed"),
+    [(2**16, 16, True), (2**16 - 1, 16, False), (2**17, 15, False)],
+)
+def test_products_with_few_outputs_are_left_to_xla(places, outputs, is_computed):
+    convolve = nn.Conv(outputs, (1, 1))
+    images = jnp.array(RNG.normal(size=(1, places, 1, 4)), "float32")
+    parameters = convolve.init(jax.random.key(0), images)
+    compiled = cpu.Compiled(convolve.apply)
+    is_left = is_left_to_xla("conv_general_dilated", compiled, images, parameters=parameters)
+    assert is_left != (is_computed and USABLE)
+
+
+class Shortcut(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        inner = nn.Conv(64, (1, 1))(nn.tanh(x))
+        return nn.relu(nn.Conv(64, (1, 1))(x) + inner).mean((1, 2))
+
+
+@pytest.mark.parametrize("places", [64, 56])
+def test_sum_of_large_products_is_written_in_the_place_of_one(places):
+    images = jnp.array(RNG.normal(size=(4, places, 64, 16)), "float32")
+    parameters = Shortcut().init(jax.random.key(0), images)
+    compiled = cpu.Compiled(Shortcut().apply)
+    executable = traced(compiled, images, parameters=parameters).lower().compile()
+    product = 4 * images.nbytes
+    arrays = executable.memory_analysis().temp_size_in_bytes // product
+    assert arrays == (2 if places == 64 and USABLE else 3)
+    np.testing.assert_allclose(
+        compiled(parameters, images), Shortcut().apply(parameters, images), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
