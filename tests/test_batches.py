@@ -48,6 +48,26 @@ def wrapped():
     return FlaxWrapper(Net(), PARAMETERS)
 
 
+def test_two_samples_are_not_traced_again():
+    model = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
+    traced.clear()
+    first, whole = model(IMAGES[:2]), model(IMAGES[:3])
+    np.testing.assert_allclose(first, whole[:2], rtol=1e-6)
+    maps, more = (Saliency(model)(IMAGES[:n], TARGETS[:n]) for n in (2, 3))
+    np.testing.assert_allclose(maps, more[:2], rtol=1e-5)
+    assert 3 in traced
+    assert 2 not in traced
+
+
+def test_two_samples_see_other_parameters():
+    model = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
+    others = jax.tree.map(lambda leaf: 2 * leaf, PARAMETERS)
+    model(IMAGES[:2])
+    np.testing.assert_allclose(
+        model.with_parameters(others)(IMAGES[:2]), Net().apply(others, IMAGES[:2]), rtol=1e-5
+    )
+
+
 def compiled_sizes(wrapped):
     """Return for how many batch sizes XLA has compiled the model, and its gradient."""
     forward = wrapped._fused.compiled

@@ -4,6 +4,7 @@ import gc
 import random
 import threading
 import weakref
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_wine
+from tensorflow.python.autograph.impl import api
 from xplique.attributions import (
     DeconvNet,
     GradientInput,
@@ -225,6 +227,25 @@ def test_autograph_stays_out_of_jax(capfd):
     tf.function(inner)(tf.constant(WINE))
     Saliency(model)(WINE, TARGETS)
     assert "AutoGraph" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [None, (13,)])
+def test_autograph_converts_nothing_of_a_wrapper(shape):
+    def doubled(x):
+        return 2 * x
+
+    @tf.function
+    def call(x):
+        return doubled(model(x)) + clone(x)
+
+    model = FlaxWrapper(MODULE, PARAMETERS, input_shape=shape)
+    clone = tf.keras.models.clone_model(model) if shape else model
+    with mock.patch.object(api, "_convert_actual", wraps=api._convert_actual) as convert:
+        call(tf.constant(WINE))
+    assert [called.args[0] for called in convert.call_args_list] == [
+        call.python_function,
+        doubled,
+    ]
 
 
 @pytest.mark.parametrize("shape", [None, (13,)])

@@ -45,6 +45,7 @@ _PADDING = -2  # M_TOP_PAD in the library's malloc.h
 # XLA warns of arrays that do not fit. It may need larger ones than those of the function.
 _LARGER = 1.25
 _MOST = 2**31 - 1  # more than this XLA does not take
+_unknown: set[str] = set()  # the options that this version of XLA was found not to know
 
 
 class _Program(NamedTuple):
@@ -94,13 +95,26 @@ class Compiled:
         leaves = jax.tree.leaves(parameters)
         kernels = [_outline(leaves[number], axes) for number, axes in flips]
         options = _options(traced.jaxpr.jaxpr, is_gradient=self._cotangents > 0)
-        jitted = self._jitted.setdefault(
-            tuple(options.items()), jax.jit(self._run, compiler_options=options)
-        )
-        jitted.lower(kernels, parameters, *arrays).compile()
+        jitted = self._compiled_with(options, kernels, parameters, *arrays)
         _release_memory()
         _keep_memory()
         return _Program(jitted, flips)
+
+    def _compiled_with(self, options: dict[str, Any], *arguments: Any) -> Any:
+        """Compile with those options that this version of XLA knows; it says which it does not."""
+        known = {name: value for name, value in options.items() if name not in _unknown}
+        jitted = self._jitted.setdefault(
+            tuple(known.items()), jax.jit(self._run, compiler_options=known)
+        )
+        try:
+            jitted.lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            unknown = {name for name in known if f"'{name}'" in str(error)}
+            if not unknown:
+                raise
+            _unknown.update(unknown)
+            return self._compiled_with(options, *arguments)
+        return jitted
 
     @property
     def compilations(self) -> int:
@@ -184,7 +198,7 @@ def _gnu_c_library() -> Any:
 
 
 def _options(jaxpr: Any, is_gradient: bool) -> dict[str, Any]:
-    """Return the options of XLA for a function: those that this version knows."""
+    """Return the options of XLA for a function."""
     heap = max(_HEAP, math.ceil(_LARGER * largest_array(jaxpr)))
     options: dict[str, Any] = {_FUSIONS: _PRODUCTS if has_products_in_loops(jaxpr) else ""}
     if heap <= _MOST:
@@ -192,24 +206,7 @@ def _options(jaxpr: Any, is_gradient: bool) -> dict[str, Any]:
     has_few = share_of_transcendentals(jaxpr) < _FEW_TRANSCENDENTALS
     if is_gradient and has_few and not has_groups_of_channels(jaxpr):
         options[_EMITTERS] = False
-    return {name: value for name, value in options.items() if name in _known_options()}
-
-
-@functools.cache
-def _known_options() -> set[str]:
-    """Return the names of those that this version knows, which is tried once."""
-    options = {_FUSIONS: "", _HEAPS: _HEAP, _EMITTERS: False}
-    if _are_known(options):
-        return set(options)
-    return {name for name, value in options.items() if _are_known({name: value})}
-
-
-def _are_known(options: dict[str, Any]) -> bool:
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except Exception:
-        return False
-    return True
+    return options
 
 
 def convolution(inputs: Any, kernel: Any, **params: Any) -> Any:
@@ -274,6 +271,7 @@ _SUBSTITUTES: dict[str, Callable] = {
     "conv_general_dilated": convolution,
     "dot_general": products.dot_general,
     "max": relus.maximum,
+    "name": lambda value, **_: value,
     "reduce_window_max": windows.max_pool,
     "reduce_window_sum": windows.sum_pool,
     "reshape": materialized.reshape,

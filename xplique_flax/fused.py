@@ -62,6 +62,8 @@ class FusedModel:
     def _forward(self, leaves: Sequence[Any], inputs: Any) -> tuple:
         if inputs.shape[0] == 0:  # which many modules can't reshape
             return (jnp.zeros((0, *self._shape_for(leaves, inputs.shape[1:]))),)
+        if self.graph is not None and self.graph.is_traced_for(inputs.shape):
+            return (self.graph.whole(leaves, inputs),)
         return (self.function(leaves, inputs),)
 
     def _cost_per_sample(self, sample: tuple[int, ...], of_pullback: bool) -> Cost | None:

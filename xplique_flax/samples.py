@@ -175,11 +175,12 @@ def _live(jaxpr: core.Jaxpr) -> core.Jaxpr:
 
     equations = []
     for eqn in jaxpr.eqns:
-        operands = unnamed(eqn.invars)
         if eqn.primitive.name == "name":
-            named[eqn.outvars[0]] = operands[0]
+            (named[eqn.outvars[0]],) = unnamed(eqn.invars)
+        elif named.keys().isdisjoint(only_variables(eqn.invars)):
+            equations.append(eqn)
         else:
-            equations.append(eqn.replace(invars=operands))
+            equations.append(eqn.replace(invars=unnamed(eqn.invars)))
     results = unnamed(jaxpr.outvars)
     needed = set(only_variables(results))
     live = []
