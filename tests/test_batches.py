@@ -59,6 +59,14 @@ def test_two_samples_are_not_traced_again():
     assert 2 not in traced
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_settings_of_jax_are_those_of_the_first_call(size):
+    model = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
+    with jax.default_matmul_precision("highest"):
+        trace = model._fused.compiled.jitted._traced.trace(model._fused.leaves(), IMAGES[:size])
+    assert "HIGHEST" in str(trace.jaxpr)
+
+
 def test_two_samples_see_other_parameters():
     model = FlaxWrapper(Net(), PARAMETERS, input_shape=IMAGES.shape[1:])
     others = jax.tree.map(lambda leaf: 2 * leaf, PARAMETERS)

@@ -109,18 +109,18 @@ class Graph:
     """
 
     def __init__(self, function: ModelFunction, input_shape: tuple[int, ...]) -> None:
-        self._function = function.tagged
+        # JAX keeps what it has traced, for as long as it is for the same settings.
+        self._jitted = jax.jit(function.tagged)
         self._leaves = function.leaves
         self._leaf_names = function.leaf_names
         self._devices = function.devices
         self.input_shape = input_shape
         self._mesh = jax.sharding.get_mesh()  # sections are made later, where it may not be set
         self._trace = functools.lru_cache(maxsize=16)(self._make_trace)
-        self._closed = self._traced(_SIZE)
-        small = self._small = self._cut(self._closed)
+        small = self._small = self._trace(_SIZE)
         self.output = small.output
         self._kinds = _kinds(small)
-        self._traced_batch = traced_batch(self._function, self._leaves, input_shape)
+        self._traced_batch = traced_batch(function.tagged, self._leaves, input_shape)
         self.cost_per_sample = functools.cache(self._cost_per_sample)
         self.convolution_ranks = convolution_ranks(small.jaxpr)
         self.cells = self._name(small, self._values(small))
@@ -129,15 +129,15 @@ class Graph:
         self.section = functools.lru_cache(maxsize=None)(self._section)
 
     def _make_trace(self, batch: int) -> Trace:
-        return self._cut(self._traced(batch))
-
-    def _traced(self, batch: int) -> core.ClosedJaxpr:
         inputs = jax.ShapeDtypeStruct((batch, *self.input_shape), jnp.float32)
+        return self._cut(self._traced(self._leaves, inputs))
+
+    def _traced(self, leaves: Sequence[Any], inputs: Any) -> core.ClosedJaxpr:
         with jax.disable_jit(False):  # the user's setting would unroll the loops
-            return jax.make_jaxpr(self._function)(self._leaves, inputs)
+            return self._jitted.trace(leaves, inputs).jaxpr
 
     def is_traced_for(self, shape: Sequence[int]) -> bool:
-        """Return whether `whole` takes inputs of a shape."""
+        """Return whether the model was traced for inputs of a shape, to find its cells."""
         return tuple(shape) == (_SIZE, *self.input_shape)
 
     def whole(self, leaves: Sequence[Any], inputs: Any) -> Any:
@@ -146,7 +146,8 @@ class Graph:
         A large model is computed in pieces of two samples. Without tracing it again, its forward
         pass compiles in four fifths of the time.
         """
-        return jax.core.eval_jaxpr(self._closed.jaxpr, self._closed.consts, *leaves, inputs)[0]
+        closed = self._traced(leaves, inputs)
+        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves, inputs)[0]
 
     def _cut(self, closed: core.ClosedJaxpr) -> Trace:
         with jax.disable_jit(False):

@@ -13,6 +13,8 @@ import jax
 from jax import lax
 from jaxlib import version
 
+from .windows import windows_along
+
 # XLA ends the process over a call that it cannot read, and how to write one is not documented.
 # With these versions it was tried.
 _VERSIONS = ("0.10.0", "0.10.1", "0.10.2")
@@ -52,12 +54,10 @@ def convolution(
     if len(window) not in (1, 2, 3) or min(map(min, padding)) < 0 or not is_usable():
         return NotImplemented
     sizes = [kernel.shape[axis] for axis in window]
-    spans = zip(inputs.shape[1:-1], padding, sizes, rhs_dilation, window_strides, strict=True)
+    padded = [size + sum(around) for size, around in zip(inputs.shape[1:-1], padding, strict=True)]
     # JAX would tell the shape as well, in 1 ms.
-    found = [
-        max(0, (size + sum(around) - (width - 1) * step - 1) // stride + 1)
-        for size, around, width, step, stride in spans
-    ]
+    spans = zip(padded, sizes, window_strides, rhs_dilation, strict=True)
+    found = [max(0, windows_along(*span)) for span in spans]
     shape = (len(inputs), *found, kernel.shape[outputs])
     result = jax.ShapeDtypeStruct(shape, inputs.dtype)
     is_empty = 0 in (*inputs.shape, *kernel.shape, *result.shape)

@@ -88,7 +88,7 @@ def _pool(
         inputs = materialized(inputs)
     padded = with_padding(inputs, padding, padder)
     spans = zip(padded.shape, window_dimensions, window_strides, strict=True)
-    shape = [(size - window) // stride + 1 for size, window, stride in spans]
+    shape = [windows_along(*span) for span in spans]
     values = [
         _values_at(padded, place, shape, window_strides) for place in _places(window_dimensions)
     ]
@@ -162,8 +162,8 @@ def depthwise_convolution(
     if not is_depthwise or math.prod(window) > _LARGEST_DEPTHWISE_WINDOW:
         return NotImplemented
     padded = with_padding(inputs, [(0, 0), *padding, (0, 0)], 0)
-    spans = zip(padded.shape[1:-1], window, rhs_dilation, window_strides, strict=True)
-    sizes = [(n - (k - 1) * step - 1) // stride + 1 for n, k, step, stride in spans]
+    spans = zip(padded.shape[1:-1], window, window_strides, rhs_dilation, strict=True)
+    sizes = [windows_along(*span) for span in spans]
     if min(sizes, default=0) < 1:
         return NotImplemented
     values = (
@@ -177,6 +177,11 @@ def depthwise_convolution(
         for place in _places(window)
     )
     return functools.reduce(jnp.add, values)
+
+
+def windows_along(size: int, window: int, stride: int, dilation: int = 1) -> int:
+    """Return how many windows there are along an axis with its padding; less than one for none."""
+    return (size - (window - 1) * dilation - 1) // stride + 1
 
 
 def with_padding(inputs: Any, padding: Sequence[tuple[int, int]], value: float) -> Any:
