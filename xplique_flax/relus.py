@@ -14,15 +14,22 @@ _FEWEST_KEPT = 2**17
 
 
 def maximum(first: Any, second: Any, **_: Any) -> Any:
-    """Compute ``max`` with zero as a choice.
+    """Compute ``max`` with zero so that XLA computes it once.
 
-    XLA takes a maximum for cheap enough to compute it anew for whatever reads it, and with it the
-    sums before it: each block of a residual network would add up all the blocks before it again.
-    ResNet-50 takes a tenth less time, and two fifths less memory.
+    XLA takes what reads one array for cheap enough to compute it anew for whatever reads it, and
+    with it the sums before it: each block of a residual network would add up all the blocks before
+    it again. A maximum of two arrays it does not compute anew, and that one of them is a ReLU of
+    the other it does not see. ResNet-50 takes a tenth less time, and two fifths less memory.
+    Choosing by a comparison does the same, but LLVM takes up to half a second to compile it for
+    few channels.
     """
     if _is_zero(first):
         first, second = second, first
-    return jnp.where(first <= 0, second, first) if _is_zero(second) else NotImplemented
+    dtype = jnp.result_type(first)
+    if not _is_zero(second) or not jnp.issubdtype(dtype, jnp.floating):
+        return NotImplemented
+    zero, largest = np.array([0, jnp.finfo(dtype).max], dtype)
+    return lax.max(first, lax.clamp(zero, first, largest))
 
 
 def _is_zero(value: Any) -> bool:
