@@ -1,5 +1,7 @@
 """In which sizes batches are computed, and of which functions samples are independent."""
 
+from unittest.mock import Mock
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -219,6 +221,22 @@ def test_batch_is_cut_into_pieces_that_waste_little(
     (result,) = cut.run(noting, [array])
     assert sizes == [size] * pieces
     np.testing.assert_array_equal(result, array)
+
+
+@pytest.mark.parametrize(("number", "is_traced"), [(50, False), (51, True)])
+def test_pullback_is_traced_for_its_memory_only_where_a_batch_may_need_too_much(
+    monkeypatch, number, is_traced
+):
+    monkeypatch.setattr(batches, "_IN_GRADIENT", 100)
+    costs = {False: Cost(2.0, 1.0, 100), True: Cost(2.0, 4.0, 100)}
+    cost_per_sample = Mock(side_effect=lambda _, of_pullback: costs[of_pullback])
+    cut = batches.Batches(cost_per_sample).of_pullback()
+    function = Mock(side_effect=lambda array: (array,))
+    cut.run(function, [np.zeros((number, 3))])
+    asked = {call.args for call in cost_per_sample.call_args_list}
+    assert asked == {((3,), False)} | ({((3,), True)} if is_traced else set())
+    sizes = [len(call.args[0]) for call in function.call_args_list]
+    assert sizes == ([17, 17, 17] if is_traced else [50])
 
 
 def test_batches_are_whole_where_jax_has_another_device_than_a_cpu(monkeypatch):

@@ -68,7 +68,7 @@ class Batches:
         """Call the function with arrays whose first axis is the batch."""
         number = len(arrays[0])
         key = tuple(array.shape[1:] for array in arrays)
-        if self._devices and number and self._cost(key[0]) is not None:
+        if self._devices and number and self._cost(key[0], number) is not None:
             function = _spreading(function, self._devices)
         pieces, size = self._pieces(key, number)
         missing = pieces * size - number
@@ -89,7 +89,7 @@ class Batches:
         if number in compiled:
             return 1, number
         is_alone = number == 1 and not compiled and not self._devices
-        cost = self._cost(key[0]) if number and not is_alone else None
+        cost = self._cost(key[0], number) if number and not is_alone else None
         if cost is None:
             compiled.add(number)
             return 1, number
@@ -103,8 +103,16 @@ class Batches:
         size = self._size(compiled, key, wanted, cost)
         return math.ceil(number / size), size
 
-    def _cost(self, sample: Shape) -> Cost | None:
-        return self._cost_per_sample(sample, self._of_pullback and self._is_split)
+    def _cost(self, sample: Shape, number: int) -> Cost | None:
+        """Return what each sample costs; in the pullback where a batch may need too much for it.
+
+        It has to be traced for that. A gradient needs less than all that the forward pass writes.
+        """
+        cost = self._cost_per_sample(sample, False)
+        if cost is None or not self._of_pullback or not self._is_split:
+            return cost
+        is_small = number * cost.written <= _IN_GRADIENT
+        return cost if is_small else self._cost_per_sample(sample, True)
 
     def _at_once(self, cost: Cost) -> int:
         if not self._is_split:
