@@ -231,11 +231,19 @@ class Recurrent(nn.Module):
         return nn.Dense(16)(nn.RNN(nn.OptimizedLSTMCell(16))(x)[:, -1])
 
 
-@pytest.mark.parametrize(("module", "is_fused"), [(Recurrent(), True), (nn.Dense(16), False)])
-def test_products_are_fused_for_ynn_in_loops_alone(module, is_fused):
+@pytest.mark.parametrize(
+    ("module", "shape", "is_fused"),
+    [
+        (Recurrent(), (16, 6, 16), True),
+        (nn.Dense(16), (16, 96), True),
+        (nn.Dense(16), (16, 6, 16), False),
+        (nn.Sequential([nn.Conv(4, (3,)), jnp.ravel, nn.Dense(16)]), (16, 16), False),
+    ],
+)
+def test_products_are_fused_for_ynn_in_loops_and_perceptrons_alone(module, shape, is_fused):
     if not is_known(cpu._FUSIONS, ""):
         missing("A version of XLA with YNN")
-    series = jnp.array(RNG.normal(size=(16, 6, 16)), "float32")
+    series = jnp.array(RNG.normal(size=shape), "float32")
     parameters = module.init(jax.random.key(0), series)
 
     def gradient(parameters, x):
@@ -296,6 +304,12 @@ def depthwise(x):
     return nn.relu(y)
 
 
+def recurrent(x):
+    y = with_softmax_at_the_end(x)
+    step = jnp.eye(8) / 2
+    return jax.lax.scan(lambda y, _: (jnp.tanh(y @ step), None), y, length=3)[0]
+
+
 def softplus_in_a_call(x):
     return jax.checkpoint(nn.softplus)(x)
 
@@ -308,6 +322,7 @@ def softplus_in_a_call(x):
         (with_softmax_at_the_end, True, True),
         (nn.relu, False, False),
         (depthwise, True, False),
+        (recurrent, True, False),
         (nn.silu, True, False),
         (nn.gelu, True, False),
         (nn.softmax, True, False),

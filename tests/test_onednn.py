@@ -270,3 +270,9 @@ def test_onednn_is_not_called_where_compiled_code_is_kept(tmp_path):
         assert is_left_to_xla("conv_general_dilated", compiled, images)
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.mark.parametrize(("flags", "is_wide"), [("avx2 avx512f", True), ("avx avx2", False)])
+def test_wide_vectors_are_among_what_linux_says_of_the_processor(monkeypatch, flags, is_wide):
+    monkeypatch.setattr(Path, "read_text", lambda *_: f"processor : 0\nflags : fpu {flags} bmi\n")
+    assert onednn.has_wide_vectors.__wrapped__() == is_wide

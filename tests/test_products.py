@@ -1,5 +1,7 @@
 """Products with large matrices are the same, whoever computes them."""
 
+from unittest import mock
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,11 @@ from xplique_flax import cpu, onednn
 RNG = np.random.default_rng(0)
 # Elsewhere, what oneDNN would compute is left to XLA as well, and has to be the same too.
 USABLE = onednn.is_usable()
+
+
+@pytest.fixture(autouse=True)
+def wide_vectors(monkeypatch):
+    monkeypatch.setattr(onednn, "has_wide_vectors", lambda: True)
 
 
 def normal(*shape, dtype="float32"):
@@ -60,6 +67,14 @@ def test_few_rows_are_enough_where_the_matrix_is_transposed(rows):
     matrix, inputs = normal(300, 256), normal(rows, 256)
     assert_same(contract([1], [1]), matrix, inputs, "dot_general", not USABLE)
     assert_same(contract([1], [0]), normal(256, 600), inputs, "dot_general", True)
+
+
+@pytest.mark.parametrize(("rows", "is_left"), [(511, True), (512, not USABLE)])
+def test_many_rows_are_needed_without_wide_vectors(rows, is_left, monkeypatch):
+    monkeypatch.setattr(onednn, "has_wide_vectors", lambda: False)
+    inputs = normal(rows, 256)
+    assert_same(contract([1], [0]), normal(256, 600), inputs, "dot_general", is_left)
+    assert_same(contract([1], [1]), normal(300, 256), inputs, "dot_general", not USABLE)
 
 
 LEFT = {
@@ -154,8 +169,11 @@ def test_large_kernel_of_another_layout_is_still_kept_reversed():
 
 def test_products_are_left_to_xla_where_onednn_can_not_be_asked_for(monkeypatch):
     monkeypatch.setattr(onednn, "is_usable", lambda: False)
+    elsewhere = mock.Mock(side_effect=FileNotFoundError)  # as there is no such file
+    monkeypatch.setattr(onednn, "has_wide_vectors", elsewhere)
     module, images = nn.Conv(512, (1, 1)), normal(2, 5, 4, 300)
     parameters = module.init(jax.random.key(0), images)
     assert_same(gradient_of(module.apply), parameters, images, "conv_general_dilated", is_left=True)
     assert flips(parameters)
     assert_same(contract([1], [1]), normal(300, 256), normal(9, 256), "dot_general", is_left=True)
+    assert_same(contract([1], [0]), normal(256, 600), normal(20, 256), "dot_general", is_left=True)

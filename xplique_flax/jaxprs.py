@@ -183,6 +183,16 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
     )
 
 
+def has_products_of_rows_alone(jaxpr: core.Jaxpr) -> bool:
+    """Return whether all products are those of rows with a matrix, as in a perceptron."""
+    products = [eqn for eqn in all_equations(jaxpr) if eqn.primitive.name in _PRODUCTS]
+    return bool(products) and all(
+        eqn.primitive.name == "dot_general"
+        and all(len(getattr(atom.aval, "shape", ())) == 2 for atom in eqn.invars)
+        for eqn in products
+    )
+
+
 def has_groups_of_channels(jaxpr: core.Jaxpr) -> bool:
     """Return whether a convolution has groups of channels, as depthwise ones do."""
     return any(eqn.params.get("feature_group_count", 1) > 1 for eqn in all_equations(jaxpr))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -142,3 +144,9 @@ def is_usable() -> bool:
         and jax.local_device_count() == 1
         and not (config.jax_enable_compilation_cache and config.jax_compilation_cache_dir)
     )
+
+
+@functools.cache
+def has_wide_vectors() -> bool:
+    """Return whether the processor has AVX-512, where oneDNN can be asked for."""
+    return "avx512f" in Path("/proc/cpuinfo").read_text("utf-8")
