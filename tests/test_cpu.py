@@ -231,13 +231,17 @@ class Recurrent(nn.Module):
         return nn.Dense(16)(nn.RNN(nn.OptimizedLSTMCell(16))(x)[:, -1])
 
 
+def rows(samples):
+    return samples.reshape(len(samples), -1)
+
+
 @pytest.mark.parametrize(
     ("module", "shape", "is_fused"),
     [
         (Recurrent(), (16, 6, 16), True),
         (nn.Dense(16), (16, 96), True),
         (nn.Dense(16), (16, 6, 16), False),
-        (nn.Sequential([nn.Conv(4, (3,)), jnp.ravel, nn.Dense(16)]), (16, 16), False),
+        (nn.Sequential([nn.Conv(4, (3,)), rows, nn.Dense(16)]), (16, 6, 16), False),
     ],
 )
 def test_products_are_fused_for_ynn_in_loops_and_perceptrons_alone(module, shape, is_fused):

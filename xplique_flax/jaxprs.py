@@ -185,12 +185,13 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
 
 def has_products_of_rows_alone(jaxpr: core.Jaxpr) -> bool:
     """Return whether all products are those of rows with a matrix, as in a perceptron."""
-    products = [eqn for eqn in all_equations(jaxpr) if eqn.primitive.name in _PRODUCTS]
-    return bool(products) and all(
-        eqn.primitive.name == "dot_general"
-        and all(len(getattr(atom.aval, "shape", ())) == 2 for atom in eqn.invars)
-        for eqn in products
-    )
+    operands: list[Any] = [
+        atom.aval
+        for eqn in all_equations(jaxpr)
+        if eqn.primitive.name in _PRODUCTS
+        for atom in eqn.invars
+    ]
+    return bool(operands) and all(operand.ndim == 2 for operand in operands)
 
 
 def has_groups_of_channels(jaxpr: core.Jaxpr) -> bool:
