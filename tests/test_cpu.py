@@ -16,7 +16,7 @@ from tensorflow.compiler.xla.service import hlo_pb2
 from benchmarks.alone import memory
 from tests.compilations import compilations
 from tests.required import missing
-from xplique_flax import cpu
+from xplique_flax import cpu, onednn
 
 RNG = np.random.default_rng(0)
 
@@ -236,17 +236,23 @@ def rows(samples):
 
 
 @pytest.mark.parametrize(
-    ("module", "shape", "is_fused"),
+    ("module", "shape", "has_wide_vectors", "is_fused"),
     [
-        (Recurrent(), (16, 6, 16), True),
-        (nn.Dense(16), (16, 96), True),
-        (nn.Dense(16), (16, 6, 16), False),
-        (nn.Sequential([nn.Conv(4, (3,)), rows, nn.Dense(16)]), (16, 6, 16), False),
+        (Recurrent(), (16, 6, 16), True, True),
+        (Recurrent(), (128, 6, 16), True, True),
+        (nn.Dense(16), (127, 96), True, True),
+        (nn.Dense(16), (128, 96), True, False),
+        (nn.Dense(16), (128, 96), False, True),
+        (nn.Dense(16), (16, 6, 16), False, False),
+        (nn.Sequential([nn.Conv(4, (3,)), rows, nn.Dense(16)]), (16, 6, 16), False, False),
     ],
 )
-def test_products_are_fused_for_ynn_in_loops_and_perceptrons_alone(module, shape, is_fused):
+def test_products_are_fused_for_ynn_in_loops_and_perceptrons_alone(
+    module, shape, has_wide_vectors, is_fused, monkeypatch
+):
     if not is_known(cpu._FUSIONS, ""):
         missing("A version of XLA with YNN")
+    monkeypatch.setattr(onednn, "has_wide_vectors", lambda: has_wide_vectors)
     series = jnp.array(RNG.normal(size=shape), "float32")
     parameters = module.init(jax.random.key(0), series)
 
@@ -401,7 +407,7 @@ def test_memory_is_asked_for_in_pieces_that_hold_the_largest_array(size, largest
 
 FAULTS = """
 import resource
-from xplique_flax import cpu
+from xplique_flax import cpu, onednn
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -423,7 +429,7 @@ import ctypes
 import resource
 import threading
 
-from xplique_flax import cpu
+from xplique_flax import cpu, onednn
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p

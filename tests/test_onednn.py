@@ -275,4 +275,7 @@ def test_onednn_is_not_called_where_compiled_code_is_kept(tmp_path):
 @pytest.mark.parametrize(("flags", "is_wide"), [("avx2 avx512f", True), ("avx avx2", False)])
 def test_wide_vectors_are_among_what_linux_says_of_the_processor(monkeypatch, flags, is_wide):
     monkeypatch.setattr(Path, "read_text", lambda *_: f"processor : 0\nflags : fpu {flags} bmi\n")
+    monkeypatch.setattr(Path, "exists", lambda *_: True)
     assert onednn.has_wide_vectors.__wrapped__() == is_wide
+    monkeypatch.setattr(Path, "exists", lambda *_: False)
+    assert not onednn.has_wide_vectors.__wrapped__()

@@ -183,15 +183,19 @@ def has_products_in_loops(jaxpr: core.Jaxpr) -> bool:
     )
 
 
-def has_products_of_rows_alone(jaxpr: core.Jaxpr) -> bool:
-    """Return whether all products are those of rows with a matrix, as in a perceptron."""
-    operands: list[Any] = [
-        atom.aval
+def most_rows_multiplied(jaxpr: core.Jaxpr) -> int:
+    """Return the most rows of a product, if all are those of rows with a matrix, as in perceptrons.
+
+    Otherwise it is zero.
+    """
+    pairs: list[Any] = [
+        [atom.aval for atom in eqn.invars]
         for eqn in all_equations(jaxpr)
         if eqn.primitive.name in _PRODUCTS
-        for atom in eqn.invars
     ]
-    return bool(operands) and all(operand.ndim == 2 for operand in operands)
+    if any(operand.ndim != 2 for pair in pairs for operand in pair):
+        return 0
+    return max((rows.shape[0] for rows, _ in pairs), default=0)
 
 
 def has_groups_of_channels(jaxpr: core.Jaxpr) -> bool:

@@ -148,5 +148,6 @@ def is_usable() -> bool:
 
 @functools.cache
 def has_wide_vectors() -> bool:
-    """Return whether the processor has AVX-512, where oneDNN can be asked for."""
-    return "avx512f" in Path("/proc/cpuinfo").read_text("utf-8")
+    """Return whether Linux says that the processor has AVX-512."""
+    described = Path("/proc/cpuinfo")
+    return described.exists() and "avx512f" in described.read_text("utf-8")
