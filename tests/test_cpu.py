@@ -407,7 +407,7 @@ def test_memory_is_asked_for_in_pieces_that_hold_the_largest_array(size, largest
 
 FAULTS = """
 import resource
-from xplique_flax import cpu, onednn
+from xplique_flax import cpu
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -429,7 +429,7 @@ import ctypes
 import resource
 import threading
 
-from xplique_flax import cpu, onednn
+from xplique_flax import cpu
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p

@@ -28,11 +28,11 @@ from .recomputed import recomputed
 
 # XLA runs what it fuses for this library on one core at some batch sizes, such as 16, 32 and 64.
 # Products in loops it computes faster: the gradient of an LSTM takes 0.13 to 0.9 of the time.
-# Perceptrons mostly take 0.8 to 1.1 of the time with it. With AVX-512 and many rows, they mostly
-# take 1 to 1.1 of the time, and up to 1.2.
-_MANY_ROWS = 2**7
+# Perceptrons mostly take 0.8 to 1.1 of the time with it.
 _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 _PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+# With AVX-512, perceptrons with at least so many rows mostly take 1 to 1.1 of the time, up to 1.2.
+_MANY_ROWS = 2**7
 # While XLA compiles, this way to generate code takes about 1 MB for each group of operations: for
 # the gradient of ResNet-50 it needs 130 MB in all, and 40 MB with the older way, whose code is as
 # fast, but for exponentials and the like: networks with them take 1.1 to 2.5 times as long, those
